@@ -1,0 +1,123 @@
+// The only file that knows Python. Tensors come as addresses whose shapes, dtypes and strides
+// fastdistil/backends/cpu.py has checked; everything here runs without the interpreter lock.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <map>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/cpu_features.h"
+#include "cpu/encoder.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace fastdistil::cpu;
+
+template <class Value>
+Value one_of(const char* argument, const std::string& name,
+             const std::map<std::string, Value>& known) {
+  const auto found = known.find(name);
+  if (found != known.end()) return found->second;
+  std::string names;
+  for (const auto& entry : known) names += (names.empty() ? "" : ", ") + entry.first;
+  throw std::invalid_argument(std::string(argument) + " is '" + name + "': supported are " + names);
+}
+
+template <class T>
+T* address(std::uintptr_t value) {
+  return reinterpret_cast<T*>(value);
+}
+
+py::dict kernels_dict(const Kernels& kernels) {
+  py::dict entry;
+  entry["isa"] = kernels.isa;
+  entry["precision"] = kernels.precision;
+  entry["description"] = kernels.description;
+  return entry;
+}
+
+py::dict detect() {
+  py::list usable;
+  for (const Kernels* kernels : usable_kernels()) usable.append(kernels_dict(*kernels));
+  py::dict result;
+  result["kernels"] = usable;
+  result["unusable"] = unusable_reasons();
+  result["features"] = cpu_features();
+  return result;
+}
+
+std::unique_ptr<Encoder> make_encoder(const std::string& isa, const std::string& precision,
+                                      const py::dict& sizes, const std::string& activation,
+                                      float eps,
+                                      const std::map<std::string, std::uintptr_t>& weights) {
+  const Kernels* kernels = find_kernels(isa, precision);
+  if (kernels == nullptr)
+    throw std::invalid_argument("no " + precision + " kernels for instruction set '" + isa +
+                                "' here");
+  const auto size = [&](const char* name) { return sizes[name].cast<int>(); };
+  Shape shape;
+  shape.hidden = size("hidden_size");
+  shape.heads = size("num_heads");
+  shape.intermediate = size("intermediate_size");
+  shape.layers = size("num_layers");
+  shape.vocabulary = size("vocab_size");
+  shape.positions = size("max_positions");
+  shape.segments = size("num_segments");
+  shape.layer_norm_eps = eps;
+  shape.activation = one_of<Activation>("activation", activation,
+                                        {{"gelu", Activation::kGelu},
+                                         {"gelu_tanh", Activation::kGeluTanh},
+                                         {"relu", Activation::kRelu},
+                                         {"silu", Activation::kSilu}});
+  const py::gil_scoped_release released;
+  return std::make_unique<Encoder>(*kernels, shape, [&](const std::string& name) {
+    const auto found = weights.find(name);
+    if (found == weights.end()) throw std::invalid_argument("weights has no " + name);
+    return address<const float>(found->second);
+  });
+}
+
+void run(const Encoder& encoder, std::uintptr_t input_ids, std::uintptr_t positions,
+         std::uintptr_t segment_ids, std::uintptr_t cu_seqlens, int sequences, int tokens,
+         std::uintptr_t out, const std::string& pooling, bool normalize, int threads) {
+  Batch batch;
+  batch.input_ids = address<const std::int32_t>(input_ids);
+  batch.positions = address<const std::int32_t>(positions);
+  batch.segment_ids = address<const std::int32_t>(segment_ids);
+  batch.cu_seqlens = address<const std::int32_t>(cu_seqlens);
+  batch.sequences = sequences;
+  batch.tokens = tokens;
+  batch.out = address<float>(out);
+  batch.pooling = one_of<Pooling>("pooling", pooling,
+                                  {{"none", Pooling::kNone},
+                                   {"mean", Pooling::kMean},
+                                   {"cls", Pooling::kCls},
+                                   {"max", Pooling::kMax}});
+  batch.normalize = normalize;
+  const py::gil_scoped_release released;
+  encoder.run(batch, threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "fastdistil's C++ engine";
+  py::module_ cpu = module.def_submodule("cpu", "The CPU engine");
+  cpu.def("detect", &detect,
+          "Kernels this machine can run (fastest first), why not the others, features");
+  py::class_<Encoder>(cpu, "Encoder", "Packed weights of one encoder, immutable and thread-safe")
+      .def(py::init(&make_encoder), py::arg("isa"), py::arg("precision"), py::arg("sizes"),
+           py::arg("activation"), py::arg("eps"), py::arg("weights"))
+      .def("run", &run, py::arg("input_ids"), py::arg("positions"), py::arg("segment_ids"),
+           py::arg("cu_seqlens"), py::arg("sequences"), py::arg("tokens"), py::arg("out"),
+           py::arg("pooling"), py::arg("normalize"), py::arg("threads"))
+      .def_property_readonly("isa", [](const Encoder& encoder) { return encoder.kernels().isa; })
+      .def_property_readonly("precision",
+                             [](const Encoder& encoder) { return encoder.kernels().precision; })
+      .def_property_readonly("description",
+                             [](const Encoder& encoder) { return encoder.kernels().description; });
+}

@@ -1,0 +1,98 @@
+// What a prepared model is: its shape, and its weights packed for one instruction set.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../common/aligned_buffer.h"
+#include "../common/tiles.h"
+
+namespace fastdistil::cpu {
+
+enum class Activation { kGelu, kGeluTanh, kRelu, kSilu };
+
+struct Shape {
+  int hidden = 0;
+  int heads = 0;
+  int intermediate = 0;
+  int layers = 0;
+  int vocabulary = 0;
+  int positions = 0;
+  int segments = 0;  // 0: the checkpoint has no segment embeddings
+  float layer_norm_eps = 1e-12f;
+  Activation activation = Activation::kGelu;
+
+  int head_dim() const { return hidden / heads; }
+  // Padded sizes: what the kernels see. The padding is zero in weights and activations.
+  int hidden_padded() const { return round_up(hidden, kColumnMultiple); }
+  int head_padded() const { return round_up(head_dim(), kColumnMultiple); }
+  int inner() const { return heads * head_padded(); }  // width of Q, of K, of V and of the context
+  int intermediate_padded() const { return round_up(intermediate, kColumnMultiple); }
+};
+
+// A weight matrix [n, k] cut into panels of a few output columns, each panel laid out in the order
+// in which a micro-kernel reads it: [panel][k tile][column group][step][lane][k pair]. A step is
+// four bytes of k (one fp32 or two bf16), a column group is one vector of outputs.
+struct PackedMatrix {
+  AlignedBuffer data;
+  AlignedBuffer bias;  // fp32 [panels * panel columns], zero where there is none
+  int panels = 0;
+  int k_tiles = 0;
+  std::size_t panel_bytes = 0;
+
+  const char* panel(int index) const { return data.data() + index * panel_bytes; }
+};
+
+struct LayerNormWeights {
+  AlignedBuffer weight;  // fp32 [hidden_padded], zero in the padding: padded columns stay zero
+  AlignedBuffer bias;
+};
+
+struct Layer {
+  PackedMatrix qkv;  // softmax scale and log2(e) folded into Q
+  PackedMatrix attention_out;
+  LayerNormWeights attention_norm;
+  PackedMatrix ffn_in;
+  PackedMatrix ffn_out;
+  LayerNormWeights output_norm;
+};
+
+struct Model {
+  Shape shape;
+  // Row-major fp32 tables; they belong to the caller, who keeps them alive.
+  const float* word_embeddings = nullptr;
+  const float* position_embeddings = nullptr;
+  const float* segment_embeddings = nullptr;
+  LayerNormWeights embedding_norm;
+  std::vector<Layer> layers;
+};
+
+enum class Pooling { kNone, kMean, kCls, kMax };
+
+// One call's input and output. Pointers belong to the caller.
+struct Batch {
+  const std::int32_t* input_ids = nullptr;    // [tokens]
+  const std::int32_t* positions = nullptr;    // [tokens]
+  const std::int32_t* segment_ids = nullptr;  // [tokens] or null (segment 0 everywhere)
+  const std::int32_t* cu_seqlens = nullptr;   // [sequences + 1]
+  int sequences = 0;
+  int tokens = 0;
+  Pooling pooling = Pooling::kNone;
+  bool normalize = false;
+  float* out = nullptr;  // [tokens, hidden], or [sequences, hidden] when pooled
+};
+
+// Whole sequences that go through all layers together.
+struct Span {
+  int sequence;  // index in the batch
+  int row;       // first row in the chunk
+  int length;
+};
+
+struct Chunk {
+  std::vector<Span> spans;
+  int rows = 0;
+  int longest = 0;
+};
+
+}  // namespace fastdistil::cpu

@@ -1,0 +1,145 @@
+#include "thread_pool.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "team.h"
+
+namespace fastdistil::cpu {
+namespace {
+
+struct Job {
+  const std::function<void(int, int)>* work;
+  int size;
+  std::atomic<int> running;
+  std::mutex mutex;
+  std::exception_ptr error;
+
+  void run(int rank) {
+    try {
+      (*work)(rank, size);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  }
+};
+
+struct Worker {
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::atomic<Job*> job{nullptr};
+  int rank = 0;
+};
+
+class Pool {
+ public:
+  // Takes up to `wanted` idle workers, starting threads while fewer than `wanted` exist.
+  std::vector<Worker*> claim(int wanted) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (static_cast<int>(workers_.size()) < wanted && start_worker()) {
+    }
+    std::vector<Worker*> claimed;
+    while (static_cast<int>(claimed.size()) < wanted && !idle_.empty()) {
+      claimed.push_back(idle_.back());
+      idle_.pop_back();
+    }
+    return claimed;
+  }
+
+  static void give(Worker& worker, Job& job, int rank) {
+    {
+      const std::lock_guard<std::mutex> lock(worker.mutex);
+      worker.rank = rank;
+      worker.job.store(&job, std::memory_order_release);
+    }
+    worker.wake.notify_one();
+  }
+
+ private:
+  // False where the system grants no more threads: callers then make do with fewer.
+  bool start_worker() {
+    workers_.push_back(std::make_unique<Worker>());
+    Worker* worker = workers_.back().get();
+    try {
+      std::thread([this, worker] { serve(*worker); }).detach();
+    } catch (const std::system_error&) {
+      workers_.pop_back();
+      return false;
+    }
+    idle_.push_back(worker);
+    return true;
+  }
+
+  void serve(Worker& worker) {
+    for (;;) {
+      Job* job = wait(worker);
+      job->run(worker.rank);
+      worker.job.store(nullptr, std::memory_order_relaxed);
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        idle_.push_back(&worker);
+      }
+      // The last touch of the job: its caller may be gone right after.
+      job->running.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  static Job* wait(Worker& worker) {
+    // Calls often follow each other within microseconds; longer than that, leave the core alone.
+    for (int spins = 0; spins < 2000; ++spins) {
+      if (Job* job = worker.job.load(std::memory_order_acquire)) return job;
+      spin_pause();
+    }
+    std::unique_lock<std::mutex> lock(worker.mutex);
+    worker.wake.wait(lock, [&] { return worker.job.load(std::memory_order_relaxed) != nullptr; });
+    return worker.job.load(std::memory_order_acquire);
+  }
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  std::vector<Worker*> idle_;
+};
+
+// Never destroyed: detached workers use it until the process ends. A forked child has none of the
+// parent's threads and perhaps a lock that no one will release, so it leaves the old pool alone.
+Pool* current_pool = nullptr;
+
+Pool& pool() {
+  static const bool once = [] {
+    current_pool = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { current_pool = new Pool; });
+    return true;
+  }();
+  static_cast<void>(once);
+  return *current_pool;
+}
+
+}  // namespace
+
+void run_together(int threads, const std::function<void(int, int)>& work) {
+  const std::vector<Worker*> helpers =
+      threads > 1 ? pool().claim(threads - 1) : std::vector<Worker*>();
+  const int size = static_cast<int>(helpers.size()) + 1;
+  Job job{&work, size, {size - 1}, {}, {}};
+  for (int i = 0; i < size - 1; ++i) Pool::give(*helpers[i], job, i + 1);
+  job.run(0);
+  for (int spins = 0; job.running.load(std::memory_order_acquire) != 0; ++spins) {
+    if (spins < 4096) {
+      spin_pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace fastdistil::cpu

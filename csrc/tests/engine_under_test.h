@@ -1,0 +1,74 @@
+// Every kernel table that this machine can run, the emulated AMX one among them, and a short way to
+// run an encoder on it.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../cpu/cpu_features.h"
+#include "../cpu/encoder.h"
+#include "oracle.h"
+
+namespace fastdistil::cpu {
+#if FASTDISTIL_HAVE_AVX512_BF16
+extern const Kernels kAmxBf16Emulated;
+#endif
+}  // namespace fastdistil::cpu
+
+namespace fastdistil::tests {
+
+inline std::vector<const cpu::Kernels*> kernels_under_test() {
+  std::vector<const cpu::Kernels*> all = cpu::usable_kernels();
+#if FASTDISTIL_HAVE_AVX512_BF16
+  const std::vector<std::string> features = cpu::cpu_features();
+  if (std::find(features.begin(), features.end(), "avx512_bf16") != features.end())
+    all.push_back(&cpu::kAmxBf16Emulated);
+#endif
+  return all;
+}
+
+inline std::string name_of(const cpu::Kernels& kernels) {
+  return std::string(kernels.isa) + " " + kernels.precision;
+}
+
+inline cpu::Encoder make_encoder(const cpu::Kernels& kernels, const cpu::Shape& shape,
+                                 const Weights& weights) {
+  return cpu::Encoder(kernels, shape,
+                      [&](const std::string& name) { return weights.at(name).data(); });
+}
+
+inline std::vector<float> run(const cpu::Encoder& encoder, const cpu::Shape& shape,
+                              const Sequences& s, int threads,
+                              cpu::Pooling pooling = cpu::Pooling::kNone, bool normalize = false) {
+  const int rows = pooling == cpu::Pooling::kNone ? s.tokens() : s.count();
+  // Exactly as large as promised: a write past the end is the sanitizer's to find.
+  std::vector<float> out(static_cast<std::size_t>(rows) * shape.hidden, -1e30f);
+  cpu::Batch batch;
+  batch.input_ids = s.input_ids.data();
+  batch.positions = s.positions.data();
+  batch.segment_ids = shape.segments > 0 ? s.segment_ids.data() : nullptr;
+  batch.cu_seqlens = s.cu_seqlens.data();
+  batch.sequences = s.count();
+  batch.tokens = s.tokens();
+  batch.pooling = pooling;
+  batch.normalize = normalize;
+  batch.out = out.data();
+  encoder.run(batch, threads);
+  return out;
+}
+
+inline cpu::Shape make_shape(int hidden, int heads, int intermediate, int layers, int segments,
+                             cpu::Activation activation) {
+  cpu::Shape shape;
+  shape.hidden = hidden;
+  shape.heads = heads;
+  shape.intermediate = intermediate;
+  shape.layers = layers;
+  shape.vocabulary = 97;
+  shape.positions = 600;
+  shape.segments = segments;
+  shape.activation = activation;
+  return shape;
+}
+
+}  // namespace fastdistil::tests
