@@ -1,0 +1,88 @@
+# What one can do here: make demo | test | lint | format | sanitize | bench | clean
+#
+# Each target sets up what it needs; a machine needs only python3 (3.11 or newer, with venv), a C++
+# compiler and make. Everything lands in .venv/, build/ and .cache/. A second run installs nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input install -c constraints.txt
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+TRANSFORMERS4 := $(VENV)/transformers-4.57
+
+.PHONY: demo test lint format sanitize sanitize-address sanitize-thread pytest pytest-transformers4 \
+	bench clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo $(VENV)/.built
+	$(BIN)/python -m benchmarks.demo
+
+test: lint sanitize pytest-transformers4 pytest
+
+# --- the environment ------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		f"make needs Python 3.11 or newer; this one is {sys.version.split()[0]} (make PYTHON=...)")'
+	$(PYTHON) -m venv $(VENV)
+
+# .installed-<extra>: the project, editable, with that extra of pyproject.toml.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) setuptools cmake ninja pybind11
+	$(INSTALL) --no-build-isolation -e ".[$*]"
+	touch $@
+
+# The extension, in place; without a C++ compiler this says so and the demo runs all the same.
+$(VENV)/.built: $(CXX_SOURCES) CMakeLists.txt setup.py | $(BIN)/python
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+$(TRANSFORMERS4)/.installed: requirements-transformers4.txt | $(BIN)/python
+	rm -rf $(TRANSFORMERS4)
+	$(INSTALL:-c constraints.txt=) --no-deps --target $(TRANSFORMERS4) -r $<
+	touch $@
+
+# --- checks ---------------------------------------------------------------------------------------
+
+lint: $(VENV)/.installed-dev $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# The engine's own tests, compiled with the compiler's checks for memory, undefined behaviour, races.
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address: SANITIZERS := address,undefined
+sanitize-thread: SANITIZERS := thread
+# ThreadSanitizer of older compilers cannot live with the address randomisation of newer kernels.
+sanitize-thread: RUN := $$(setarch "$$(uname -m)" -R true 2>/dev/null && echo setarch "$$(uname -m)" -R)
+sanitize-address sanitize-thread: $(VENV)/.installed-dev
+	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+		-DFASTDISTIL_PYTHON=OFF -DFASTDISTIL_TESTS=ON -DFASTDISTIL_SANITIZE=$(SANITIZERS) --log-level=NOTICE
+	$(BIN)/cmake --build build/$@
+	$(RUN) build/$@/fastdistil_cpu_tests
+
+pytest: $(VENV)/.installed-dev $(VENV)/.built
+	$(BIN)/python -c 'import fastdistil._C'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+pytest-transformers4: $(VENV)/.installed-dev $(VENV)/.built $(TRANSFORMERS4)/.installed
+	HF_HUB_OFFLINE=1 FASTDISTIL_TEST_TRANSFORMERS=4 PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) \
+		$(BIN)/python -m pytest tests/test_kernels_package.py tests/test_drop_in*.py
+
+# --- and the rest ---------------------------------------------------------------------------------
+
+bench: $(VENV)/.installed-bench $(VENV)/.built
+	$(BIN)/python -m benchmarks.forward
+
+clean:
+	rm -rf build dist *.egg-info fastdistil/_C.* $(VENV)/.built
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,333 @@
+"""What `pip install` of this repository gives: built, looked into, installed and used.
+
+Everything is built from a copy of the sources, so a test run leaves the checkout as it was. The
+wheel is built as pip does it for a user: in an environment of its own, without torch, with the
+build requirements fetched from the package index.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [
+    "CMakeLists.txt",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "pyproject.toml",
+    "setup.py",
+    "csrc",
+    "fastdistil",
+    "kernels",
+]
+NO_COMPILER = {"CXX": "/nonexistent/c++"}
+
+
+def run(
+    command: list[str | Path], *, cwd: Path | None = None, fails: bool = False, **env: str
+) -> str:
+    """Run a command and return all it said; assert that it succeeds, or that it fails."""
+    done = subprocess.run(
+        command,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert (done.returncode != 0) == fails, done.stdout
+    return done.stdout
+
+
+def pip(*arguments: str | Path, fails: bool = False, **env: str) -> str:
+    return run([sys.executable, "-m", "pip", *arguments], fails=fails, **env)
+
+
+def copy_sources(target: Path) -> Path:
+    """The files a build reads, without what earlier builds left in the checkout."""
+    leave = shutil.ignore_patterns("_C.*", "__pycache__")
+    target.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=leave)
+        else:
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+def build_wheel(source: Path, target: Path, *options: str, **env: str) -> Path:
+    pip("wheel", "--no-deps", *options, "--wheel-dir", target, source, **env)
+    (wheel,) = target.glob("fastdistil-*.whl")
+    return wheel
+
+
+def install(wheel: Path, target: Path) -> Path:
+    pip("install", "--no-deps", "--target", target, wheel)
+    return target
+
+
+def python(installed: Path, *arguments: str) -> str:
+    """Run Python on an installed copy, from a folder where nothing else is."""
+    return run([sys.executable, *arguments], cwd=installed.parent, PYTHONPATH=str(installed))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_sources(tmp_path_factory.mktemp("checkout") / "source")
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    return build_wheel(source, source.parent / "wheels")
+
+
+@pytest.fixture(scope="module")
+def wheel_without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("without-compiler")
+    source = copy_sources(folder / "source")
+    # What an editable install leaves in a checkout must not slip into a wheel for any platform.
+    (source / "fastdistil" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"stale")
+    return build_wheel(source, folder / "wheels", "--no-build-isolation", **NO_COMPILER)
+
+
+def files_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def python_sources(folder: Path) -> set[str]:
+    return {path.relative_to(folder.parent).as_posix() for path in folder.rglob("*.py")}
+
+
+# --- the wheel ------------------------------------------------------------------------------------
+
+
+def test_wheel_holds_the_package_the_kernels_and_the_extension(wheel: Path) -> None:
+    files = files_in(wheel)
+    assert f"fastdistil/_C{sysconfig.get_config_var('EXT_SUFFIX')}" in files
+    assert "fastdistil/kernels/README.md" in files
+    assert "fastdistil/py.typed" in files
+    kernels = {f"fastdistil/{name}" for name in python_sources(ROOT / "kernels")}
+    package = python_sources(ROOT / "fastdistil") - {"fastdistil/kernels/__init__.py"}
+    assert {name for name in files if name.endswith(".py")} == package | kernels
+
+
+def test_wheel_has_no_other_top_level_name(wheel: Path) -> None:
+    top_level = {name.split("/")[0] for name in files_in(wheel)}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {"fastdistil"}
+
+
+def test_wheel_is_for_this_platform_only(wheel: Path) -> None:
+    implementation = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert re.search(rf"-{implementation}-{implementation}-(?!any)\w+\.whl$", wheel.name)
+
+
+def test_extension_neither_links_nor_mentions_torch(wheel: Path) -> None:
+    (extension,) = (name for name in files_in(wheel) if name.startswith("fastdistil/_C."))
+    with zipfile.ZipFile(wheel) as archive:
+        content = archive.read(extension)
+    assert not re.search(rb"libtorch|libc10|c10::|at::Tensor", content)
+
+
+def test_installed_wheel_resolves_kernels_in_its_own_folder(wheel: Path, tmp_path: Path) -> None:
+    installed = install(wheel, tmp_path / "site")
+    found = python(
+        installed,
+        "-c",
+        "import fastdistil, fastdistil._C, fastdistil.kernels, importlib.util\n"
+        "print(fastdistil.__file__, fastdistil._C.__file__, *fastdistil.kernels.__path__)\n"
+        "assert importlib.util.find_spec('kernels') is None",
+    ).split()
+    assert [Path(path).parent for path in found] == [installed / "fastdistil"] * 3
+    assert python(installed, "-m", "fastdistil", "--version").split()[-1] == package_version()
+
+
+def package_version() -> str:
+    text = (ROOT / "fastdistil" / "_version.py").read_text()
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]  # type: ignore[index]
+
+
+def test_version_is_the_one_in_version_py(wheel: Path) -> None:
+    assert wheel.name.split("-")[1] == package_version()
+
+
+def test_source_distribution_builds_the_same_wheel(
+    tmp_path: Path, wheel_without_compiler: Path
+) -> None:
+    source = copy_sources(tmp_path / "source")
+    run([sys.executable, "setup.py", "--quiet", "sdist"], cwd=source)
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        content.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("fastdistil-*")
+    # Without the compiler only because that is quick: the C++ sources are compared by name.
+    rebuilt = build_wheel(unpacked, tmp_path / "wheels", "--no-build-isolation", **NO_COMPILER)
+    assert files_in(rebuilt) == files_in(wheel_without_compiler)
+    csrc = {path.relative_to(source) for path in (source / "csrc").rglob("*.*")}
+    assert csrc == {path.relative_to(unpacked) for path in (unpacked / "csrc").rglob("*.*")}
+
+
+# --- machines that lack something -----------------------------------------------------------------
+
+
+def test_without_a_compiler_the_install_is_pure_python_and_info_says_so(
+    wheel_without_compiler: Path, tmp_path: Path
+) -> None:
+    assert wheel_without_compiler.name.endswith("-py3-none-any.whl")
+    assert not any(name.startswith("fastdistil/_C") for name in files_in(wheel_without_compiler))
+    installed = install(wheel_without_compiler, tmp_path / "site")
+    info = python(installed, "-m", "fastdistil", "info")
+    assert "fastdistil._C is missing" in info
+    assert "C++ compiler" in info
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        (NO_COMPILER, "the C++ compiler that CXX names, '/nonexistent/c++', is not there"),
+        ({"CXX": "", "PATH": "/nonexistent"}, "there is no C++ compiler (g++ or clang++)"),
+    ],
+    ids=["CXX points nowhere", "none on PATH"],
+)
+def test_without_a_compiler_the_build_warns(
+    env: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    source = copy_sources(tmp_path / "source")
+    command: list[str | Path] = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    said = run(command, cwd=source, **env)
+    assert f"without its C++ extension: {reason}" in said
+    assert "apt install g++" in said
+
+
+def test_code_that_does_not_compile_fails_the_build_and_shows_the_error(tmp_path: Path) -> None:
+    source = copy_sources(tmp_path / "source")
+    (source / "csrc" / "bindings.cpp").write_text("#error these bindings are broken\n")
+    for path in (source / "csrc" / "cpu").glob("*.cpp"):
+        path.write_text("")  # so that the test does not wait for them
+    wheels = tmp_path / "wheels"
+    said = pip(
+        *("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, source), fails=True
+    )
+    assert "these bindings are broken" in said
+    assert not wheels.exists() or not list(wheels.iterdir())
+
+
+# --- editable installs ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def editable(source: Path, wheel: Path) -> Path:
+    """A checkout installed with `pip install -e` into an environment of its own; the checkout.
+
+    The environment sees this one's packages through a path file, which does not carry this one's
+    own editable install along, nor its commands: cmake and ninja are found on PATH. The wheel comes
+    first: it leaves object files to build upon.
+    """
+    environment = source.parent / "environment"
+    run([sys.executable, "-m", "venv", "--without-pip", environment])
+    interpreter = python_of(source)
+    site_packages = run(
+        [interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    ).strip()
+    Path(site_packages, "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip(
+        *("--python", interpreter),
+        *("install", "--no-deps", "--no-build-isolation", "--editable", source),
+        PATH=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
+    )
+    return source
+
+
+def python_of(editable: Path) -> Path:
+    return editable.parent / "environment" / "bin" / "python"
+
+
+def test_editable_install_finds_everything_in_the_checkout(editable: Path, tmp_path: Path) -> None:
+    (editable / "kernels" / "probe.py").write_text("")
+    found = run(
+        [
+            python_of(editable),
+            "-c",
+            "import fastdistil, fastdistil._C, fastdistil.kernels.probe as probe, importlib.util\n"
+            "print(fastdistil.__file__, fastdistil._C.__file__, probe.__file__)\n"
+            "assert importlib.util.find_spec('kernels') is None",
+        ],
+        cwd=tmp_path,
+    ).split()
+    package, kernels = editable / "fastdistil", editable / "kernels"
+    assert [Path(path).parent for path in found] == [package, package, kernels]
+
+
+def test_editable_install_puts_the_command_in_place(editable: Path, tmp_path: Path) -> None:
+    command = python_of(editable).with_name("fastdistil")
+    assert run([command, "--version"], cwd=tmp_path).split()[-1] == package_version()
+
+
+def test_no_distribution_claims_the_name_kernels(editable: Path, tmp_path: Path) -> None:
+    # transformers maps import names to distributions by what their metadata say.
+    code = (
+        "import importlib.metadata as metadata\n"
+        "names = metadata.packages_distributions()\n"
+        "print(names['fastdistil'], names.get('kernels'))"
+    )
+    said = run([python_of(editable), "-c", code], cwd=tmp_path)
+    assert said.strip() == "['fastdistil'] None"
+
+
+def test_instruction_sets_share_no_code(editable: Path) -> None:
+    """A function compiled for AVX-512 must never be the copy that other code gets linked to.
+
+    An inline function or template instance that two objects carry is a weak symbol, of which the
+    linker keeps one. So the objects with instruction-set flags must not define any.
+    """
+    objects = list((editable / "build").rglob("isa_*.o"))
+    assert objects
+    for path in objects:
+        symbols = run(["nm", "--defined-only", path]).splitlines()
+        assert symbols
+        assert not [line for line in symbols if re.search(r" [WwVvu] (?!DW\.ref)", line)], path.name
+
+
+# --- constraints ----------------------------------------------------------------------------------
+
+
+def test_constraints_pin_all_that_the_project_asks_for() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11; CI runs that or newer")
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)
+    asked = [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *(
+            entry
+            for extra in project["project"]["optional-dependencies"].values()
+            for entry in extra
+        ),
+    ]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): pin for pin in pins}
+    assert len(pinned) == len(pins)
+    for requirement in map(Requirement, asked):
+        name = canonicalize_name(requirement.name)
+        if name == "fastdistil":
+            continue
+        assert name in pinned, f"constraints.txt has no {name}"
+        (*_, newest) = sorted(spec.version for spec in pinned[name].specifier)
+        assert newest in requirement.specifier, f"{pinned[name]} is not {requirement}"
