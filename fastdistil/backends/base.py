@@ -1,0 +1,63 @@
+"""The contract between the model and the engines that run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..config import EncoderConfig
+from ..packing import PackedBatch
+
+
+class Program(Protocol):
+    """One model prepared for one engine: weights folded, packed and converted once.
+
+    Immutable, and safe to call from several threads at once.
+    """
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that made it."""
+
+    @property
+    def precision(self) -> str:
+        """ "fp32", "bf16" or "fp16"."""
+
+    @property
+    def instruction_set(self) -> str:
+        """What runs it, for people: "avx512", "PyTorch on cpu"..."""
+
+    def run(self, batch: PackedBatch) -> Tensor:
+        """Last hidden states [T, D] of a batch, which is validated before any kernel runs."""
+
+    def run_pooled(self, batch: PackedBatch, pooling: str, normalize: bool) -> Tensor:
+        """One float32 vector per sequence, [B, D], as `fastdistil.pooling.pool` defines it."""
+
+
+class Backend(Protocol):
+    """An engine. Stateless: what it keeps is in the programs it prepares."""
+
+    @property
+    def name(self) -> str:
+        """ "reference", "cpu", ..."""
+
+    def supports(self, config: EncoderConfig, device: torch.device, precision: str) -> str | None:
+        """None where it can run this, else why it cannot, as a clause for people."""
+
+    def auto_precision(self, config: EncoderConfig, device: torch.device) -> str:
+        """The fastest precision with an error no larger than bfloat16's on this hardware."""
+
+    def describe(self, config: EncoderConfig, device: torch.device, precision: str) -> str:
+        """What would run, as a phrase for people: "AVX-512 bf16 kernels on this CPU"."""
+
+    def prepare(
+        self,
+        config: EncoderConfig,
+        state_dict: Mapping[str, Tensor],
+        device: torch.device,
+        precision: str,
+    ) -> Program:
+        """A program from canonically named weights, which it copies what it needs of."""

@@ -1,0 +1,182 @@
+"""Prepare a model once, and again whenever its weights have changed.
+
+Checking costs some tens of microseconds for a hundred tensors: a forward of one short sentence
+must not be spent on finding out that nothing happened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .backends import Program, Selection, check_names, select
+from .config import EncoderConfig
+
+# A sample is compared as bits, so an integer of its size does for every dtype.
+_BITS = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
+
+
+class ProgramCache:
+    """The program for a set of weights, prepared on first use and whenever they changed.
+
+    A change is seen by a tensor's address or version counter: `load_state_dict`, an optimizer's
+    step, `.to()`, `.half()`, tied or replaced parameters. Writes through `.data` and to inference
+    tensors move neither; on the CPU one number of every tensor is compared as well, which sees
+    those that touch a whole tensor (an optimizer's or a moving average's).
+
+    Safe to use from several threads: they prepare once. Copies and pickles are empty.
+    """
+
+    def __init__(self, config: EncoderConfig, precision: str = "auto", backend: str = "auto"):
+        check_names(precision, backend)
+        self.config = config
+        self.precision = precision
+        self.backend = backend
+        self._lock = threading.Lock()
+        self._prepared: _Prepared | None = None
+
+    @property
+    def selection(self) -> Selection | None:
+        """The backend in use and why; None before the first `get`."""
+        prepared = self._prepared
+        return prepared.selection if prepared else None
+
+    @property
+    def program(self) -> Program | None:
+        """The last program; None before the first `get`."""
+        prepared = self._prepared
+        return prepared.program if prepared else None
+
+    def get(self, named_tensors: Mapping[str, Tensor]) -> Program:
+        """The program for these weights.
+
+        Args:
+            named_tensors: every canonical name to its tensor, always in the same order.
+
+        Raises:
+            ValueError: nothing can run this model where its weights are.
+        """
+        tensors = list(named_tensors.values())
+        prepared = self._prepared
+        if prepared is not None and prepared.watch.unchanged(tensors):
+            return prepared.program
+        with self._lock:
+            prepared = self._prepared  # another thread may have prepared while this one waited
+            if prepared is None or not prepared.watch.unchanged(tensors):
+                prepared = self._prepare(named_tensors)
+                self._prepared = prepared
+            return prepared.program
+
+    def _prepare(self, named_tensors: Mapping[str, Tensor]) -> _Prepared:
+        device = next(iter(named_tensors.values())).device
+        for name, tensor in named_tensors.items():
+            if tensor.device != device:
+                raise ValueError(
+                    f"weights: {name} is on {tensor.device}, others are on {device}; "
+                    "all must be on one device"
+                )
+        selection = select(self.config, device, self.precision, self.backend)
+        # Watched from before the weights are read: a change meanwhile is found at the next call.
+        watch = _Watch(list(named_tensors.values()))
+        with torch.no_grad():
+            program = selection.backend.prepare(
+                self.config, named_tensors, device, selection.precision
+            )
+        return _Prepared(watch, selection, program)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProgramCache, (self.config, self.precision, self.backend)
+
+
+class _Prepared(NamedTuple):
+    watch: _Watch
+    selection: Selection
+    program: Program
+
+
+class _Watch:
+    """What some tensors looked like, and whether they still do.
+
+    It keeps their memory alive, so an address it knows cannot come back as somebody else's. After
+    weights were replaced, that is twice the memory until the next `get`.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self._held = [tensor.detach() for tensor in tensors]
+        self._fingerprint = _fingerprint(tensors)
+        self._windows = [w for tensor in self._held if (w := _window(tensor)) is not None]
+        self._samples = [window.value for window in self._windows]
+
+    def unchanged(self, tensors: Sequence[Tensor]) -> bool:
+        # In this order: only tensors that are still where they were may be read through windows.
+        return (
+            _fingerprint(tensors) == self._fingerprint
+            and [window.value for window in self._windows] == self._samples
+        )
+
+
+def _fingerprint(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    """Address, version and size of each tensor.
+
+    Another dtype or device is another allocation, so the address tells of those.
+    """
+    try:
+        return [(t.data_ptr(), t._version, t.numel()) for t in tensors]
+    except RuntimeError:  # inference tensors keep no version
+        return [(t.data_ptr(), -1 if t.is_inference() else t._version, t.numel()) for t in tensors]
+
+
+def _window(tensor: Tensor) -> Any:
+    """A live view of one number in the middle of a CPU tensor, as an integer of ctypes.
+
+    Not through `.numpy()`, which marks the storage as never to be resized again.
+    """
+    if tensor.device.type != "cpu" or tensor.numel() == 0 or tensor.layout != torch.strided:
+        return None
+    middle = tensor[tuple(size // 2 for size in tensor.shape)]
+    return _BITS[middle.element_size()].from_address(middle.data_ptr())
+
+
+class ParameterWalk:
+    """`dict(module.named_parameters())` for a module asked again and again, ten times faster.
+
+    It remembers where each parameter hangs and walks the tree anew only when a submodule has been
+    replaced. Copies and pickles are empty.
+    """
+
+    def __init__(self) -> None:
+        self._tree = _Tree([], [])
+
+    def parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """Every parameter by its full name, in the module's order; tied ones under each name."""
+        tree = self._tree  # one read: another thread may put a newer one here meanwhile
+        if not tree.leaves or any(parent.get(name) is not sub for parent, name, sub in tree.links):
+            self._tree = tree = self._walk(module)
+        found = {full_name: owner.get(name) for full_name, owner, name in tree.leaves}
+        return {name: parameter for name, parameter in found.items() if parameter is not None}
+
+    @staticmethod
+    def _walk(module: nn.Module) -> _Tree:
+        tree = _Tree([], [])
+        for prefix, owner in module.named_modules(remove_duplicate=False):
+            for name, child in owner._modules.items():
+                tree.links.append((owner._modules, name, child))
+            for name in owner._parameters:
+                full_name = f"{prefix}.{name}" if prefix else name
+                tree.leaves.append((full_name, owner._parameters, name))
+        return tree
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParameterWalk, ()
+
+
+class _Tree(NamedTuple):
+    """Where submodules hang (parent's dict, name, child) and parameters (full name, dict, name)."""
+
+    links: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]]
+    leaves: list[tuple[str, dict[str, nn.Parameter | None], str]]

