@@ -1,0 +1,237 @@
+"""The command line: `fastdistil encode` and `fastdistil info`.
+
+Exit codes: 0 done; 1 something went wrong, said in one line on stderr; 2 a command that makes no
+sense; 130 interrupted. torch is imported when there is work for it, so that --help and mistakes
+answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+from .text_io import INPUT_FORMATS, UsageError
+
+if TYPE_CHECKING:
+    from .encode_file import EncodeSummary
+    from .encoder import Encoder
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+_ENCODE_EXAMPLES = """\
+examples:
+  fastdistil encode sentences.txt -o vectors.npy
+  fastdistil encode reviews.csv -o reviews.parquet --text-column review --id-column review_id
+  fastdistil encode articles.jsonl -o articles.safetensors --model ./my-distilbert --pooling cls
+  zcat dump.jsonl.gz | fastdistil encode - -o dump.npy --input-format jsonl --text-column body
+
+Every record of the input gives one row of the output, in order. Interrupted (Ctrl-C, a crash, a
+full disk), the same command continues where it stopped: until it is done, the work lies in
+OUT.partial.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (by default the process's) and returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "info":
+            return _info()
+        return _encode(options)
+    except UsageError as error:
+        print(f"fastdistil: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fastdistil: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"fastdistil: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastdistil", description="Fast inference for DistilBERT and BERT encoders."
+    )
+    parser.add_argument("--version", action="version", version=f"fastdistil {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    encode = commands.add_parser(
+        "encode",
+        help="a file of texts to a file of vectors",
+        description="Encodes a file of texts to a file of vectors.",
+        epilog=_ENCODE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_file_options(encode)
+    _add_model_options(encode)
+    commands.add_parser(
+        "info",
+        help="what this machine has, what would run, and what is missing",
+        description="Says what this machine has, what would run on it, and what is missing.",
+    )
+    return parser
+
+
+def _add_file_options(encode: argparse.ArgumentParser) -> None:
+    add = encode.add_argument
+    add("input", metavar="IN", help=".txt (a text a line), .jsonl, .csv, .parquet; - is stdin")
+    add(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help=".npy, .parquet, .jsonl or .safetensors; replaced if it exists",
+    )
+    add("--input-format", choices=INPUT_FORMATS, help="where IN's name does not say; - is txt")
+    add("--text-column", metavar="NAME", help='column or key with the text (default: "text")')
+    add(
+        "--id-column",
+        metavar="NAME",
+        help="column or key that names the rows: the id in .jsonl and .parquet, otherwise in "
+        "OUT's name with the ending .ids.jsonl (default: row numbers, from 0)",
+    )
+    add("--restart", action="store_true", help="throw away what an interrupted run has done")
+    add("--quiet", action="store_true", help="say nothing but errors")
+
+
+def _add_model_options(encode: argparse.ArgumentParser) -> None:
+    add = encode.add_argument
+    add(
+        "--model",
+        metavar="MODEL",
+        default=DEFAULT_MODEL,
+        help="a checkpoint's folder or Hugging Face hub id (default: %(default)s)",
+    )
+    add(
+        "--pooling",
+        choices=("mean", "cls", "max"),
+        help="default: what the checkpoint says, else mean",
+    )
+    add(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="scale vectors to length 1, or do not (default: what the checkpoint says, else not)",
+    )
+    add("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
+    add("--backend", default="auto", help="auto, cpu or reference (default: auto)")
+    add("--device", help="where to run, for example cuda (default: cpu)")
+    add(
+        "--max-length",
+        type=_positive,
+        metavar="TOKENS",
+        help="cut texts at so many tokens (default: what the checkpoint says)",
+    )
+    add("--batch-tokens", type=_positive, metavar="TOKENS", help="tokens in a batch")
+    add("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return value
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from .vector_io import check_files
+
+    columns = (options.text_column, options.id_column)
+    check_files(options.input, options.output, options.input_format, *columns)
+    if options.threads is not None:
+        _set_threads(options.threads)
+    from .encode_file import encode_file
+    from .encoder import Encoder
+
+    encoder = Encoder(
+        options.model,
+        device=options.device,
+        precision=options.precision,
+        backend=options.backend,
+        max_length=options.max_length,
+        pooling=options.pooling,
+        normalize=options.normalize,
+    )
+    if not options.quiet:
+        _print_engine(options.model, encoder)
+    summary = encode_file(
+        encoder,
+        options.input,
+        options.output,
+        input_format=options.input_format,
+        text_column=options.text_column,
+        id_column=options.id_column,
+        batch_tokens=options.batch_tokens,
+        resume=not options.restart,
+        show_progress=not options.quiet,
+    )
+    if not options.quiet:
+        _print_summary(summary)
+    return 0
+
+
+def _set_threads(count: int) -> None:
+    os.environ["FASTDISTIL_NUM_THREADS"] = str(count)
+    os.environ["RAYON_NUM_THREADS"] = str(count)  # the tokenizer's own
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _print_engine(model: str, encoder: Encoder) -> None:
+    engine = encoder.model.explain()
+    pooled = f"{encoder.pooling} pooling" + (", normalised" if encoder.normalize else "")
+    print(
+        f"{model}: {engine['precision']}, {engine['reason']}; {pooled}, "
+        f"at most {encoder.require_tokenizer().max_length} tokens a text",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _print_summary(summary: EncodeSummary) -> None:
+    from .progress import duration
+
+    encoded = summary.rows - summary.resumed
+    rate = f" ({encoded / summary.seconds:,.0f} sentences/s)" if encoded else ""
+    lines = [
+        f"{_short(summary.output)}: {summary.rows:,} rows of {summary.dim} numbers, "
+        f"{summary.tokens:,} tokens, in {duration(summary.seconds)}{rate}"
+    ]
+    if summary.ids_output is not None:
+        lines.append(f"{_short(summary.ids_output)}: their ids")
+    if summary.resumed:
+        lines.append(f"{summary.resumed:,} rows are from the run that was interrupted")
+    if summary.truncated:
+        lines.append(
+            f"{summary.truncated:,} texts were longer than {summary.max_length} tokens and were cut"
+        )
+    if summary.replaced:
+        lines.append(f"{summary.replaced:,} texts held lone surrogates, which were read as U+FFFD")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _short(path: Path) -> Path:
+    """The path seen from the current folder, where it is in there."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _info() -> int:
+    from .info import report
+
+    print(report())
+    return 0

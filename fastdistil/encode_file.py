@@ -1,0 +1,390 @@
+"""A file of texts in, a file of vectors out: streaming, and resumable to the bit.
+
+    records -> shards of thousands -> tokenised chunks -> batches -> vectors -> shard on disk -> OUT
+    `----------- a thread running ahead ------------'    `- the caller -'   `- another -'
+
+Memory holds a few shards, whatever the size of the input. A finished shard stays in OUT.partial
+(see `shards`) until all are there; then OUT is put together under a temporary name and renamed.
+Batches never reach across shards, so shards come out the same in any run even where an engine's
+rounding depends on the batch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from ._version import __version__
+from .encoder import CHUNKS_AHEAD, EncodeOptions, Encoder, Vectors, text_chunks
+from .overlap import overlapped
+from .progress import Progress
+from .shards import TEMPORARY, Shard, ShardStore, atomic_file
+from .text_io import RecordId, RecordSource, UsageError, open_records
+from .tokenization import TextTokenizer, TokenizedTexts
+from .vector_io import FORMATS_WITH_IDS, Block, check_files, format_of_output, write_vectors
+
+# What is lost at most when a run is killed: seconds of work on a fast machine, a minute or two on a
+# slow one. A million rows make 245 files.
+_SHARD_ROWS = 4096
+# Shards of long documents end earlier, so that the texts of a few fit in memory easily.
+_SHARD_CHARACTERS = 1 << 24
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True)
+class EncodeSummary:
+    """What a finished run did."""
+
+    output: Path
+    ids_output: Path | None
+    """Where the ids lie, for formats that do not carry them; None without an id column."""
+    rows: int
+    dim: int
+    tokens: int
+    truncated: int
+    """Texts longer than max_length tokens, of which the beginning was encoded."""
+    replaced: int
+    """Texts with lone surrogates, which were read as U+FFFD."""
+    resumed: int
+    """Rows taken over from an earlier run that was interrupted."""
+    seconds: float
+    max_length: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A shard before it is encoded."""
+
+    index: int
+    rows: int
+    digest: str
+    """Hash of its texts."""
+    begin: int
+    """Position in the source, about, before its first record; `end`: after its last."""
+    end: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some texts of a shard on their way to the model; or `done`, where it is on disk already."""
+
+    plan: _Plan
+    tokenised: TokenizedTexts
+    last: bool
+    """True for the last piece of its shard."""
+    done: Shard | None = None
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A whole shard; `vectors` where they are yet to be written."""
+
+    plan: _Plan
+    shard: Shard
+    vectors: Vectors | None
+
+
+def encode_file(
+    encoder: Encoder,
+    source: str | Path,
+    output: str | Path,
+    *,
+    input_format: str | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    batch_tokens: int | None = None,
+    resume: bool = True,
+    show_progress: bool | None = None,
+) -> EncodeSummary:
+    """Encodes every record of a file, one row each, in order.
+
+    Interrupted in any way (Ctrl-C, SIGKILL, a full disk, a bad line), the same call continues where
+    it stopped, and the finished file is bitwise what an uninterrupted run writes.
+
+    Args:
+        encoder: the model, its tokenizer and its defaults.
+        source: .txt (a text a line), .jsonl, .csv or .parquet; "-" is standard input.
+        output: .npy (float32 [N, D]), .safetensors (the same, named "vectors"), .jsonl ({"id": ...,
+            "vector": [...]} a line) or .parquet (columns "id" and "vector"). Replaced if it exists.
+        input_format: "txt", "jsonl", "csv" or "parquet" where the name of the source does not say.
+        text_column: key or column with the text; by default "text".
+        id_column: key or column with strings or integers that name the rows. In .jsonl and .parquet
+            they are the ids (without it, row numbers from 0); for .npy and .safetensors they go to
+            a file beside it, OUT with the ending .ids.jsonl, one JSON value a line.
+        pooling, normalize, batch_tokens: as for `Encoder.encode`; pooling "none" is not for files.
+        resume: continue an interrupted run; False begins again.
+        show_progress: on stderr; None: if that is a terminal.
+
+    Raises:
+        UsageError: formats or options that cannot go together.
+        InputError: a record that cannot be used; what was done before it is kept.
+        ResumeError: OUT.partial belongs to a run with another model or other options.
+        OSError: files that cannot be read or written; a full disk says how to continue.
+    """
+    started = time.monotonic()
+    output = Path(os.path.realpath(output))
+    options = encoder.options(pooling, normalize, batch_tokens)
+    tokenizer = encoder.require_tokenizer()
+    if options.pooling == "none":
+        raise UsageError(
+            "pooling 'none' gives many vectors per row: for a file use mean, cls or max"
+        )
+    check_files(source, output, input_format, text_column, id_column)
+    shown = sys.stderr.isatty() if show_progress is None else show_progress
+    with (
+        open_records(source, input_format, text_column, id_column) as records,
+        ShardStore(output) as store,
+        _full_disk_explained(store),
+    ):
+        store.begin(_settings(encoder, options, tokenizer), resume=resume)
+        with _IdSpool(store.folder, id_column is not None) as ids:
+            with Progress(shown, records.total) as progress:
+                pieces = _pieces(_plans(records, ids), store, tokenizer)
+                with closing(_read_ahead(pieces)) as ready:
+                    done = list(_written(store, _encoded(encoder, options, ready, progress)))
+            shards = [shard for shard, _ in done]
+            ids_output = _assemble(output, store, shards, encoder.dim, ids, shown)
+        store.remove()
+    return EncodeSummary(
+        output,
+        ids_output,
+        rows=sum(shard.rows for shard in shards),
+        dim=encoder.dim,
+        tokens=sum(shard.tokens for shard in shards),
+        truncated=sum(shard.truncated for shard in shards),
+        replaced=sum(shard.replaced for shard in shards),
+        resumed=sum(shard.rows for shard, was_there in done if was_there),
+        seconds=time.monotonic() - started,
+        max_length=tokenizer.max_length,
+    )
+
+
+def _settings(encoder: Encoder, options: EncodeOptions, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """What decides the vectors besides the records, for the manifest."""
+    engine = encoder.model.explain()
+    settings = {
+        "fastdistil": __version__,
+        "model": encoder.fingerprint(),
+        "max_length": tokenizer.max_length,
+        "pooling": options.pooling,
+        "normalize": options.normalize,
+        **{name: engine[name] for name in ("backend", "precision", "instruction_set")},
+    }
+    if engine["backend"] == "reference":
+        # The engines promise the same bits in any batch; torch's matrix products do not.
+        settings |= {"torch": torch.__version__, "batch_tokens": options.batch_tokens}
+    return settings
+
+
+@contextmanager
+def _full_disk_explained(store: ShardStore) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            "no space left on the disk; what is encoded so far is kept in "
+            f"{store.folder}: make room and run the same again to continue",
+        ) from error
+
+
+class _IdSpool:
+    """The ids of all rows, one JSON value a line, in a file until it is known what they are for.
+
+    Every run writes it anew: each reads the whole input anyway, and ids are not what takes time.
+    """
+
+    def __init__(self, folder: Path, wanted: bool) -> None:
+        self.wanted = wanted
+        self.text = False
+        """True when not all ids are 64-bit integers."""
+        self._path = folder / f"ids.jsonl{TEMPORARY}"
+        self._stream: BinaryIO | None = None
+
+    def __enter__(self) -> _IdSpool:
+        if self.wanted:
+            self._stream = open(self._path, "wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def write(self, ids: Sequence[RecordId]) -> None:
+        assert self._stream is not None
+        self.text = self.text or not all(type(one) is int and one in _INT64 for one in ids)
+        self._stream.write("".join(json.dumps(one) + "\n" for one in ids).encode("ascii"))
+
+    def move_to(self, path: Path) -> None:
+        """Gives the complete file its final name."""
+        assert self._stream is not None
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        os.replace(self._path, path)
+
+    def blocks(self, sizes: Iterable[int]) -> Iterator[list[RecordId]]:
+        """The ids again, in blocks of the given sizes; row numbers where there are none."""
+        if self._stream is None:
+            row = 0
+            for size in sizes:
+                yield list(range(row, row + size))
+                row += size
+            return
+        self._stream.flush()
+        with open(self._path, "rb") as lines:
+            for size in sizes:
+                yield [json.loads(line) for line in islice(lines, size)]
+
+
+def _plans(records: RecordSource, ids: _IdSpool) -> Iterator[tuple[_Plan, list[str]]]:
+    """Cuts the input into shards, by nothing but its texts."""
+    index = begin = end = characters = 0
+    texts: list[str] = []
+    for block in records.blocks:
+        if block.ids is not None:
+            ids.write(block.ids)
+        size = block.position - end
+        for row, text in enumerate(block.texts, start=1):
+            texts.append(text)
+            characters += len(text)
+            if len(texts) == _SHARD_ROWS or characters >= _SHARD_CHARACTERS:
+                # Where in its block a record ends is only for the progress bar: a guess will do.
+                here = end + size * row // len(block.texts)
+                yield _Plan(index, len(texts), _digest(texts), begin, here), texts
+                index, begin, texts, characters = index + 1, here, [], 0
+        end = block.position
+    if texts:
+        yield _Plan(index, len(texts), _digest(texts), begin, end), texts
+
+
+def _digest(texts: Sequence[str]) -> str:
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    digest = hashlib.sha256(lengths.tobytes())
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _pieces(
+    plans: Iterable[tuple[_Plan, list[str]]], store: ShardStore, tokenizer: TextTokenizer
+) -> Iterator[_Piece]:
+    """Tokenises what is not on disk yet."""
+    for plan, texts in plans:
+        done = store.find(plan.index, plan.digest)
+        if done is not None:
+            yield _Piece(plan, tokenizer([]), True, done)
+            continue
+        rows = 0
+        for chunk in text_chunks(texts):
+            rows += len(chunk)
+            yield _Piece(plan, tokenizer(chunk), rows == plan.rows)
+
+
+def _read_ahead(pieces: Iterator[_Piece]) -> Generator[_Piece, None, None]:
+    """The same pieces, made by a thread that runs ahead."""
+    with closing(overlapped(lambda _: next(pieces, None), repeat(None), CHUNKS_AHEAD)) as made:
+        for piece in made:
+            if piece is None:
+                return
+            yield piece
+
+
+def _encoded(
+    encoder: Encoder, options: EncodeOptions, pieces: Iterator[_Piece], progress: Progress
+) -> Iterator[_Encoded]:
+    """Runs the model, one shard after the other."""
+    for first in pieces:
+        if first.done is not None:
+            progress.skip(first.plan.rows, first.plan.end)
+            yield _Encoded(first.plan, first.done, None)
+        else:
+            chunks = _chunks_of_shard(first, pieces)
+            yield _encode_shard(encoder, options, first.plan, chunks, progress)
+
+
+def _chunks_of_shard(piece: _Piece, pieces: Iterator[_Piece]) -> Iterator[TokenizedTexts]:
+    """What is left of a shard from its first piece on. Does not wait for the shard after it."""
+    yield piece.tokenised
+    while not piece.last:
+        piece = next(pieces)
+        yield piece.tokenised
+
+
+def _encode_shard(
+    encoder: Encoder,
+    options: EncodeOptions,
+    plan: _Plan,
+    chunks: Iterable[TokenizedTexts],
+    progress: Progress,
+) -> _Encoded:
+    truncated = replaced = 0
+
+    def counted() -> Iterator[TokenizedTexts]:
+        nonlocal truncated, replaced
+        for chunk in chunks:
+            truncated += chunk.truncated
+            replaced += chunk.replaced
+            yield chunk
+
+    vectors = np.empty((plan.rows, encoder.dim), np.float32)
+    row = total_tokens = 0
+    for some, tokens in encoder.encode_chunks(counted(), options):
+        vectors[row : row + len(some)] = some
+        row += len(some)
+        total_tokens += tokens
+        progress.update(len(some), tokens, plan.begin + (plan.end - plan.begin) * row / plan.rows)
+    return _Encoded(plan, Shard(plan.rows, total_tokens, truncated, replaced), vectors)
+
+
+def _written(store: ShardStore, encoded: Iterable[_Encoded]) -> Iterator[tuple[Shard, bool]]:
+    """Puts shards on the disk, in a thread of its own, while the model is at the next.
+
+    Yields:
+        what is known about each shard, and whether it was there before.
+    """
+
+    def write(one: _Encoded) -> tuple[Shard, bool]:
+        if one.vectors is not None:
+            store.write(one.plan.index, one.plan.digest, one.vectors, one.shard)
+        return one.shard, one.vectors is None
+
+    return overlapped(write, encoded, 2)
+
+
+def _assemble(
+    output: Path, store: ShardStore, shards: Sequence[Shard], dim: int, ids: _IdSpool, shown: bool
+) -> Path | None:
+    """Makes the output, and the file of ids beside it where one is due; returns that one's path."""
+    output_format = format_of_output(output)
+    sizes = [shard.rows for shard in shards]
+    with Progress(shown, sum(sizes), f"writing {output.name}") as progress:
+
+        def blocks() -> Iterator[Block]:
+            for index, block_ids in enumerate(ids.blocks(sizes)):
+                yield store.read(index), block_ids
+                progress.update(len(block_ids), 0)
+
+        with atomic_file(output, store.folder / f"output{TEMPORARY}") as stream:
+            write_vectors(output_format, stream, sum(sizes), dim, blocks(), text_ids=ids.text)
+            ids_output = None
+            if ids.wanted and output_format not in FORMATS_WITH_IDS:
+                ids_output = output.with_suffix(".ids.jsonl")
+                ids.move_to(ids_output)
+    return ids_output
