@@ -19,6 +19,7 @@ from .hf_layout import (
     is_decoder,
     read_layout,
 )
+from .model import DistilBertModel
 
 ModelT = TypeVar("ModelT")
 
@@ -49,7 +50,8 @@ class Explanation:
         precision: what the engine computes in.
         instruction_set: what runs the engine.
         reason: why this engine was chosen, or why none can be.
-        fast_calls: calls the engine has answered since accelerate().
+        fast_calls: calls the engine has answered since accelerate(); None for a model of ours,
+            which counts none.
         fallback_calls: calls the encoder's own forward has answered; compiled ones do not count.
         last_fallback: why the last of those did not go to the engine, or None.
     """
@@ -59,17 +61,16 @@ class Explanation:
     precision: str
     instruction_set: str
     reason: str
-    fast_calls: int
-    fallback_calls: int
-    last_fallback: str | None
+    fast_calls: int | None = None
+    fallback_calls: int | None = None
+    last_fallback: str | None = None
 
     def __str__(self) -> str:
         engine = ", ".join(filter(None, (self.backend, self.precision, self.instruction_set)))
-        lines = [
-            f"{self.encoder}: {engine}",
-            f"  why: {self.reason}",
-            f"  calls: {self.fast_calls} fast, {self.fallback_calls} by the model's own forward",
-        ]
+        lines = [f"{self.encoder}: {engine}", f"  why: {self.reason}"]
+        if self.fast_calls is not None:
+            own = f"{self.fallback_calls} by the model's own forward"
+            lines.append(f"  calls: {self.fast_calls} fast, {own}")
         if self.last_fallback is not None:
             lines.append(f"  last own forward: {self.last_fallback}")
         return "\n".join(lines)
@@ -145,7 +146,7 @@ def restore(model: ModelT) -> ModelT:
 def explain(model: object) -> Explanation | Explanations:
     """How the accelerated encoders inside `model` run, and why one last ran its own forward.
 
-    Prepares the weights where no call has done so yet.
+    Takes `DistilBertModel` and `Encoder` too. Prepares the weights where no call has done so yet.
 
     Returns:
         An `Explanation`, or a list of them where there are several encoders.
@@ -155,6 +156,10 @@ def explain(model: object) -> Explanation | Explanations:
         ValueError: nothing inside is accelerated.
     """
     root = _module_in(model)
+    if isinstance(root, DistilBertModel):
+        ours = root.explain()
+        engine = [ours[key] for key in ("backend", "precision", "instruction_set", "reason")]
+        return Explanation(type(root).__name__, *engine)
     explanations = Explanations(
         _explanation(_label(name, encoder), encoder.forward)
         for name, encoder in _encoders(root)

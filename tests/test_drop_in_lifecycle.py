@@ -17,6 +17,8 @@ from helpers import assert_fp32_budget, padded_batch, random_hf_model, randomize
 from torch import Tensor, nn
 
 import fastdistil
+from fastdistil.config import EncoderConfig
+from fastdistil.drop_in import Explanation
 
 transformers = pytest.importorskip("transformers")
 
@@ -331,3 +333,14 @@ def test_restore_puts_the_same_configuration_objects_back_under_shared_use() -> 
     assert "forward" not in second.__dict__
     with pytest.raises(ValueError, match="not accelerated"):
         fastdistil.explain(second)
+
+
+def test_explain_takes_fastdistils_own_models() -> None:
+    config = EncoderConfig(vocab_size=99, hidden_size=32, num_heads=2, intermediate_size=64)
+    model = fastdistil.DistilBertModel(config, precision="fp32").eval().requires_grad_(False)
+    explanation = fastdistil.explain(model)
+    assert isinstance(explanation, Explanation)
+    assert explanation.precision == "fp32"
+    assert explanation.backend in ("cpu", "reference")
+    assert "calls" not in str(explanation)
+    assert str(explanation).startswith(f"DistilBertModel: {explanation.backend}, fp32, ")
