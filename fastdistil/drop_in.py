@@ -158,8 +158,13 @@ def explain(model: object) -> Explanation | Explanations:
     root = _module_in(model)
     if isinstance(root, DistilBertModel):
         ours = root.explain()
-        engine = [ours[key] for key in ("backend", "precision", "instruction_set", "reason")]
-        return Explanation(type(root).__name__, *engine)
+        return Explanation(
+            type(root).__name__,
+            ours["backend"],
+            ours["precision"],
+            ours["instruction_set"],
+            ours["reason"],
+        )
     explanations = Explanations(
         _explanation(_label(name, encoder), encoder.forward)
         for name, encoder in _encoders(root)
