@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input install -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input install
 CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 TRANSFORMERS4 := $(VENV)/transformers-4.57
 
@@ -29,8 +29,8 @@ $(BIN)/python:
 
 # .installed-<extra>: the project, editable, with that extra of pyproject.toml.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) setuptools cmake ninja pybind11
-	$(INSTALL) --no-build-isolation -e ".[$*]"
+	$(PIP_INSTALL) -c constraints.txt setuptools cmake ninja pybind11
+	$(PIP_INSTALL) -c constraints.txt --no-build-isolation -e ".[$*]"
 	touch $@
 
 # The extension, in place; without a C++ compiler this says so and the demo runs all the same.
@@ -40,7 +40,7 @@ $(VENV)/.built: $(CXX_SOURCES) CMakeLists.txt setup.py | $(BIN)/python
 
 $(TRANSFORMERS4)/.installed: requirements-transformers4.txt | $(BIN)/python
 	rm -rf $(TRANSFORMERS4)
-	$(INSTALL:-c constraints.txt=) --no-deps --target $(TRANSFORMERS4) -r $<
+	$(PIP_INSTALL) --no-deps --target $(TRANSFORMERS4) -r $<
 	touch $@
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -74,7 +74,9 @@ pytest: $(VENV)/.installed-dev $(VENV)/.built
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 pytest-transformers4: $(VENV)/.installed-dev $(VENV)/.built $(TRANSFORMERS4)/.installed
-	HF_HUB_OFFLINE=1 FASTDISTIL_TEST_TRANSFORMERS=4 PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) \
+	PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) $(BIN)/python -c \
+		'import transformers as t; assert t.__version__.startswith("4.57."), t.__version__'
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) \
 		$(BIN)/python -m pytest tests/test_kernels_package.py tests/test_drop_in*.py
 
 # --- and the rest ---------------------------------------------------------------------------------

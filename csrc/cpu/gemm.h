@@ -1,11 +1,13 @@
 // The matrix product of the forward: activations in tiles times a packed matrix, with an epilogue
 // that consumes each finished block of 32-bit sums while it is in the first-level cache.
 //
-// Order of the loops: a group of panels that the second-level cache holds; for each, all rows in
-// blocks; for each, the panels of the group. Neighbouring panels walk k in opposite directions, so
-// the end of the rows' block that is still in the first-level cache is read again first. Direction
-// and order depend on the panel alone, never on the row: a row's sums are the same bits wherever in
-// a batch it lies.
+// Order of the loops: a group of panels; for each, all rows in blocks; for each, the panels of the
+// group. Without matrix tiles a group is one panel: arithmetic is slow enough for the rows to come
+// from the second-level cache each time. Tiles are not that patient: there a group is what the
+// second-level cache holds, a block of rows stays in the first while it meets all of them, and
+// neighbouring panels walk k in opposite directions, so that what is still there is read again
+// first. Direction and order depend on the panel alone, never on the row: a row's sums are the same
+// bits wherever in a batch it lies.
 #pragma once
 
 #include "model.h"
@@ -13,9 +15,6 @@
 #include "team.h"
 
 namespace fastdistil::cpu {
-
-// Half of a small second-level cache: the rest is the activations'.
-constexpr std::size_t kPanelGroupBytes = std::size_t{384} << 10;
 
 // A finished block whose epilogue still has to run, row by row, in the gaps of the next product.
 template <class Isa, class Epilogue>
@@ -77,9 +76,11 @@ void gemm(const Tiles& a, int rows, const PackedMatrix& weights, Range panels, K
   const std::size_t panel_tile_bytes = weights.panel_bytes / weights.k_tiles;
   const std::size_t offset = k.weight_begin * panel_tile_bytes;
   const std::size_t bytes = k.count * panel_tile_bytes;
-  const int fitting = static_cast<int>(kPanelGroupBytes / bytes);
-  const int group = fitting < 1 ? 1 : fitting;
   const int row_blocks = (rows + Isa::kBlockRows - 1) / Isa::kBlockRows;
+  // One block of rows reads every panel once: there is no group to keep, and the next panel is
+  // fetched while this one is multiplied.
+  const int fitting = row_blocks > 1 ? static_cast<int>(Isa::kPanelGroupBytes / bytes) : 1;
+  const int group = fitting < 1 ? 1 : fitting;
 
   Pending<Isa, Epilogue> pending{epilogue};
   int parity = 0;

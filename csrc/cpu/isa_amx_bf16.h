@@ -17,6 +17,8 @@ struct AmxBf16 {
   static constexpr int kBlockRows = 2 * kTileRows;
   static constexpr int kPassRows = kBlockRows;
   static constexpr int kFfnPiece = 768;
+  // Half of a small second-level cache: the rest is the activations'.
+  static constexpr std::size_t kPanelGroupBytes = std::size_t{384} << 10;
   static constexpr bool kOverlapEpilogue = true;
   using Session = TileSession;
 

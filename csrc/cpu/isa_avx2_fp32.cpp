@@ -15,6 +15,7 @@ struct Isa {
   static constexpr int kBlockRows = kTileRows;
   static constexpr int kPassRows = 6;
   static constexpr int kFfnPiece = 768;
+  static constexpr std::size_t kPanelGroupBytes = 0;  // one panel at a time
   static constexpr bool kOverlapEpilogue = false;
   struct Session {};
 
