@@ -74,9 +74,7 @@ pytest: $(VENV)/.installed-dev $(VENV)/.built
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 pytest-transformers4: $(VENV)/.installed-dev $(VENV)/.built $(TRANSFORMERS4)/.installed
-	PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) $(BIN)/python -c \
-		'import transformers as t; assert t.__version__.startswith("4.57."), t.__version__'
-	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) \
+	HF_HUB_OFFLINE=1 FASTDISTIL_TEST_TRANSFORMERS=4 PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) \
 		$(BIN)/python -m pytest tests/test_kernels_package.py tests/test_drop_in*.py
 
 # --- and the rest ---------------------------------------------------------------------------------
