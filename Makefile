@@ -80,7 +80,7 @@ pytest-transformers4: $(VENV)/.installed-dev $(VENV)/.built $(TRANSFORMERS4)/.in
 # --- and the rest ---------------------------------------------------------------------------------
 
 bench: $(VENV)/.installed-bench $(VENV)/.built
-	$(BIN)/python -m benchmarks.forward
+	$(BIN)/python -m benchmarks.forward --json
 
 clean:
 	rm -rf build dist *.egg-info fastdistil/_C.* $(VENV)/.built

@@ -426,7 +426,10 @@ def test_interrupted_from_the_keyboard(model, tmp_path):
     source, output = write_input(tmp_path, "txt", texts, texts), tmp_path / "out.npy"
     command = [sys.executable, "-c", COMMAND_WITH_SMALL_SHARDS, "encode", source, "-o", output]
     command += ["--model", model, "--quiet"]
+    # A child inherits an ignored signal, and a suite started in the background ignores this one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     while process.poll() is None and not shard_files(output):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)

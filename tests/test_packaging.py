@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -196,8 +195,7 @@ def test_source_distribution_builds_the_same_wheel(
     source = copy_sources(tmp_path / "source")
     run([sys.executable, "setup.py", "--quiet", "sdist"], cwd=source)
     (archive,) = (source / "dist").glob("*.tar.gz")
-    with tarfile.open(archive) as content:
-        content.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(archive, tmp_path)
     (unpacked,) = tmp_path.glob("fastdistil-*")
     # Without the compiler only because that is quick: the C++ sources are compared by name.
     rebuilt = build_wheel(unpacked, tmp_path / "wheels", "--no-build-isolation", **NO_COMPILER)
