@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .checkpoint import resolve_folder
 from .model import DistilBertModel
 from .overlap import overlapped
-from .packing import PackedBatch, pack_ids, validate
+from .packing import PackedBatch, pack_flat, pack_ids, plan_batches, validate
 from .progress import Progress
 from .sentence_settings import POOLINGS, read_sentence_settings
 from .tokenization import TextTokenizer, TokenizedTexts
@@ -241,7 +241,7 @@ class Encoder:
             pooling "none"), and how many tokens they had.
         """
         for ids, lengths in _batches(chunks, options.batch_tokens):
-            yield self._run(_packed(ids, lengths), lengths, options), len(ids)
+            yield self._run(pack_flat(ids, lengths), lengths, options), len(ids)
 
     def fingerprint(self) -> str:
         """A hash of all that decides a text's vector, save for the arithmetic."""
@@ -345,27 +345,11 @@ def _batches(
     for chunk in chunks:
         ids = np.concatenate([ids, chunk.ids])
         lengths = np.concatenate([lengths, chunk.lengths])
-        ends = np.cumsum(lengths)
-        text = token = 0
-        while text < len(lengths) and ends[-1] - token > batch_tokens:
-            stop = max(int(np.searchsorted(ends, token + batch_tokens, side="right")), text + 1)
-            yield ids[token : ends[stop - 1]], lengths[text:stop]
-            text, token = stop, int(ends[stop - 1])
-        ids, lengths = ids[token:], lengths[text:]
+        *full, rest = plan_batches(lengths, batch_tokens) or [np.arange(0)]
+        for texts in full:
+            part = lengths[texts]
+            yield ids[: part.sum()], part
+            ids = ids[part.sum() :]
+        lengths = lengths[rest]
     if len(lengths):
         yield ids, lengths
-
-
-def _packed(ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> PackedBatch:
-    """A batch of texts that are already end to end."""
-    cu_seqlens = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=cu_seqlens[1:])
-    positions = np.arange(len(ids), dtype=np.int32)
-    positions -= np.repeat(cu_seqlens[:-1], lengths)
-    return PackedBatch(
-        torch.from_numpy(ids),
-        torch.from_numpy(positions),
-        None,
-        torch.from_numpy(cu_seqlens),
-        int(lengths.max()),
-    )

@@ -131,16 +131,34 @@ def pack_ids(
     if segment_ids is not None:
         segments, segment_lengths = _concatenate(segment_ids, "segment_ids")
         _check_same_lengths(lengths, segment_lengths)
+    return pack_flat(flat, lengths, segments)
+
+
+def pack_flat(
+    ids: npt.NDArray[np.int32],
+    lengths: npt.NDArray[np.int64],
+    segment_ids: npt.NDArray[np.int32] | None = None,
+) -> PackedBatch:
+    """A batch of sequences that lie end to end already, on the CPU. Positions count from 0 in each.
+
+    Args:
+        ids: [T], without a copy.
+        lengths: [B], of sum T.
+        segment_ids: [T], for checkpoints with segment embeddings.
+
+    Raises:
+        ValueError: more tokens than 32 bits count.
+    """
     cu_seqlens = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=cu_seqlens[1:])
     if cu_seqlens[-1] > _INT32_MAX:
         raise ValueError(f"sequences: {cu_seqlens[-1]} tokens in one batch; at most {_INT32_MAX}")
-    positions = np.arange(len(flat), dtype=np.int32)
+    positions = np.arange(len(ids), dtype=np.int32)
     positions -= np.repeat(cu_seqlens[:-1].astype(np.int32), lengths)
     return PackedBatch(
-        torch.from_numpy(flat),
+        torch.from_numpy(ids),
         torch.from_numpy(positions),
-        None if segments is None else torch.from_numpy(segments),
+        None if segment_ids is None else torch.from_numpy(segment_ids),
         torch.from_numpy(cu_seqlens.astype(np.int32)),
         int(lengths.max(initial=0)),
     )

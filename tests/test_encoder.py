@@ -21,7 +21,7 @@ import fastdistil
 from fastdistil import Encoder, encoder, progress
 from fastdistil.backends import select
 from fastdistil.overlap import overlapped
-from fastdistil.packing import pack_ids
+from fastdistil.packing import pack_flat, pack_ids
 from fastdistil.pooling import pool
 from fastdistil.tokenization import TokenizedTexts
 from tests.helpers import tiny_config
@@ -187,11 +187,13 @@ def test_batches_hold_every_text_once_in_order_and_within_the_budget(chunks, bat
 def test_a_batch_from_a_stream_is_the_one_packing_makes(tiny_encoder):
     rows = [[2, 5, 3], [], [2, 3], [2, 7, 8, 9, 3]]
     ids = np.array([i for row in rows for i in row], np.int32)
-    ours = encoder._packed(ids, np.array([3, 0, 2, 5]))
+    ours = pack_flat(ids, np.array([3, 0, 2, 5]))
     expected = pack_ids(rows)
     for name in ("input_ids", "positions", "cu_seqlens"):
         assert torch.equal(getattr(ours, name), getattr(expected, name))
-    assert ours.max_seqlen == expected.max_seqlen
+    assert ours.max_seqlen == expected.max_seqlen == 5
+    assert ours.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3, 4]
+    assert ours.cu_seqlens.tolist() == [0, 3, 3, 5, 10]
     vectors = pool(tiny_encoder.model.forward_packed(ours), ours.cu_seqlens, "mean")
     np.testing.assert_allclose(tiny_encoder.encode_ids(rows), vectors.numpy(), atol=1e-5)
 
