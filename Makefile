@@ -1,4 +1,5 @@
-# What one can do here: make demo | test | lint | format | sanitize | bench | clean
+# What one can do here: make demo | test | lint | format | sanitize | compile-gate | bench | clean
+# On a machine with a GPU: make gpu, or its stages gpu-test | gpu-tune | gpu-bench | gpu-profile
 #
 # Each target sets up what it needs; a machine needs only python3 (3.11 or newer, with venv), a C++
 # compiler and make. Everything lands in .venv/, build/ and .cache/. A second run installs nothing.
@@ -9,8 +10,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input install
 CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 TRANSFORMERS4 := $(VENV)/transformers-4.57
+TRITON36 := $(VENV)/triton-3.6.0
 
-.PHONY: demo test lint format sanitize sanitize-address sanitize-thread pytest pytest-transformers4 \
+.PHONY: demo test lint format sanitize sanitize-address sanitize-thread compile-gate \
+	pytest pytest-kernels pytest-transformers4 gpu gpu-build gpu-test gpu-tune gpu-bench gpu-profile \
 	bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -18,7 +21,7 @@ TRANSFORMERS4 := $(VENV)/transformers-4.57
 demo: $(VENV)/.installed-demo $(VENV)/.built
 	$(BIN)/python -m benchmarks.demo
 
-test: lint sanitize pytest-transformers4 pytest
+test: lint sanitize compile-gate pytest-kernels pytest-transformers4 pytest
 
 # --- the environment ------------------------------------------------------------------------------
 
@@ -69,6 +72,21 @@ sanitize-address sanitize-thread: $(VENV)/.installed-dev
 	$(BIN)/cmake --build build/$@
 	$(RUN) build/$@/fastdistil_cpu_tests
 
+# The triton that GPU machines have today, beside the newest.
+$(TRITON36)/.installed: | $(BIN)/python
+	rm -rf $(TRITON36)
+	$(PIP_INSTALL) --no-deps --target $(TRITON36) triton==3.6.0
+	touch $@
+
+# Every shipped launch setting, compiled for its GPU and its machine code looked at. No GPU needed.
+compile-gate: $(VENV)/.installed-dev $(TRITON36)/.installed
+	PYTHONPATH=$(CURDIR)/$(TRITON36) $(BIN)/python tests/compile_gate.py
+	$(BIN)/python tests/compile_gate.py
+
+# The GPU kernels and engine in Triton's interpreter.
+pytest-kernels: $(VENV)/.installed-dev $(VENV)/.built
+	TRITON_INTERPRET=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu_kernels
+
 pytest: $(VENV)/.installed-dev $(VENV)/.built
 	$(BIN)/python -c 'import fastdistil._C'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -76,6 +94,28 @@ pytest: $(VENV)/.installed-dev $(VENV)/.built
 pytest-transformers4: $(VENV)/.installed-dev $(VENV)/.built $(TRANSFORMERS4)/.installed
 	HF_HUB_OFFLINE=1 FASTDISTIL_TEST_TRANSFORMERS=4 PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) \
 		$(BIN)/python -m pytest tests/test_kernels_package.py tests/test_drop_in*.py
+
+# --- on a machine with a GPU ----------------------------------------------------------------------
+
+# Everything a GPU has to prove, in nine minutes, with the python that is there: nothing is fetched or
+# installed. Results go to benchmarks/results/<device>/; what is there already is not done again but
+# with AGAIN=1. DRY=1 walks every stage on a tiny model in Triton's interpreter, without a GPU.
+GPU_PYTHON ?= $(if $(DRY),$(BIN)/python,python3)
+GPU_RUN = HF_HUB_OFFLINE=1 $(if $(DRY),TRITON_INTERPRET=1) $(GPU_PYTHON) -m benchmarks.gpu
+GPU_FLAGS = $(if $(DRY),--dry) $(if $(AGAIN),--again) $(if $(OUT),--out $(OUT))
+
+gpu: gpu-build
+	$(GPU_RUN) all $(GPU_FLAGS)
+
+gpu-test: gpu-build
+	$(GPU_RUN) check $(GPU_FLAGS)
+
+gpu-tune gpu-bench gpu-profile: gpu-%: gpu-build
+	$(GPU_RUN) $* $(GPU_FLAGS)
+
+# The extension is for CPUs: without a compiler the GPU's part goes on alone.
+gpu-build: $(if $(DRY),$(VENV)/.installed-dev $(VENV)/.built)
+	$(if $(DRY),,-$(GPU_PYTHON) setup.py --quiet build_ext --inplace)
 
 # --- and the rest ---------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import EncoderConfig
-    from .drop_in import accelerate, explain, restore
+    from .drop_in import accelerate, explain, restore, warmup
     from .encoder import Encoder
     from .model import DistilBertModel
     from .packing import PackedBatch
@@ -27,6 +27,7 @@ __all__ = [
     "accelerate",
     "explain",
     "restore",
+    "warmup",
 ]
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "accelerate": "drop_in",
     "explain": "drop_in",
     "restore": "drop_in",
+    "warmup": "drop_in",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `fastdistil encode` and `fastdistil info`.
+"""The command line: `fastdistil encode`, `fastdistil info` and `fastdistil explain`.
 
 Exit codes: 0 done; 1 something went wrong, said in one line on stderr; 2 a command that makes no
 sense; 130 interrupted. torch is imported when there is work for it, so that --help and mistakes
@@ -35,6 +35,12 @@ full disk), the same command continues where it stopped: until it is done, the w
 OUT.partial.
 """
 
+_EXPLAIN_EXAMPLES = """\
+examples:
+  fastdistil explain --batch 256x128 --gpu H100
+  fastdistil explain --batch 12,7,30,128 --gpu L4 --precision fp32 --model ./my-distilbert
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (by default the process's) and returns its exit code."""
@@ -43,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "info":
             return _info()
+        if options.command == "explain":
+            return _explain(options)
         return _encode(options)
     except UsageError as error:
         print(f"fastdistil: error: {_one_line(error)}", file=sys.stderr)
@@ -83,7 +91,46 @@ def _parser() -> argparse.ArgumentParser:
         help="what this machine has, what would run, and what is missing",
         description="Says what this machine has, what would run on it, and what is missing.",
     )
+    explain = commands.add_parser(
+        "explain",
+        help="what a forward on a GPU launches, moves and computes; needs no GPU",
+        description="Prints the launch plan of one forward on a GPU, and the least time that its "
+        "arithmetic and its memory traffic can take there. Nothing is run; no GPU is needed.",
+        epilog=_EXPLAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_plan_options(explain)
     return parser
+
+
+def _add_plan_options(explain: argparse.ArgumentParser) -> None:
+    add = explain.add_argument
+    add(
+        "--batch",
+        type=_lengths,
+        metavar="BATCH",
+        default=[128] * 32,
+        help="SEQUENCESxTOKENS, or the tokens of each sequence: 12,7,30 (default: 32x128)",
+    )
+    add("--gpu", default="H100", help="its name, like A100, H100 or L4 (default: H100)")
+    add("--precision", default="bf16", help="bf16, fp16 or fp32 (default: bf16)")
+    add(
+        "--model",
+        metavar="MODEL",
+        help="a checkpoint (default: DistilBERT-base)",
+    )
+
+
+def _lengths(text: str) -> list[int]:
+    sequences, times, tokens = text.partition("x")
+    try:
+        if times:
+            return [int(tokens)] * int(sequences)
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither SEQUENCESxTOKENS like 32x128 nor a list like 12,7,30"
+        ) from None
 
 
 def _add_file_options(encode: argparse.ArgumentParser) -> None:
@@ -127,8 +174,12 @@ def _add_model_options(encode: argparse.ArgumentParser) -> None:
         help="scale vectors to length 1, or do not (default: what the checkpoint says, else not)",
     )
     add("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
-    add("--backend", default="auto", help="auto, cpu or reference (default: auto)")
-    add("--device", help="where to run, for example cuda (default: cpu)")
+    add("--backend", default="auto", help="auto, cuda, cpu or reference (default: auto)")
+    add(
+        "--device",
+        type=_devices,
+        help="where to run, for example cuda, or cuda:0,cuda:1 to share the work (default: cpu)",
+    )
     add(
         "--max-length",
         type=_positive,
@@ -144,6 +195,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return value
+
+
+def _devices(text: str) -> str | list[str]:
+    return text.split(",") if "," in text else text
 
 
 def _encode(options: argparse.Namespace) -> int:
@@ -234,4 +289,14 @@ def _info() -> int:
     from .info import report
 
     print(report())
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from .checkpoint import load_checkpoint
+    from .config import EncoderConfig
+    from .launch_plan import plan_launches
+
+    config = EncoderConfig() if options.model is None else load_checkpoint(options.model).config
+    print(plan_launches(config, options.batch, options.precision, options.gpu))
     return 0

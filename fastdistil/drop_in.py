@@ -1,9 +1,9 @@
-"""accelerate(), restore(), explain(): the fast encoder inside the transformers model you have."""
+"""accelerate(), restore(), explain(), warmup(): the fast encoder in the model one has."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -83,7 +83,13 @@ class Explanations(list[Explanation]):
         return "\n".join(map(str, self))
 
 
-def accelerate(model: ModelT, precision: str = "auto", backend: str = "auto") -> ModelT:
+def accelerate(
+    model: ModelT,
+    precision: str = "auto",
+    backend: str = "auto",
+    deterministic: bool = True,
+    cuda_graphs: bool = True,
+) -> ModelT:
     """Run the DistilBERT and BERT encoders inside `model` on the packed engine, in place.
 
     Everything that holds the model keeps working: its class, signature, state dict, hooks,
@@ -110,8 +116,13 @@ def accelerate(model: ModelT, precision: str = "auto", backend: str = "auto") ->
     Args:
         model: a module with such an encoder in it, or an object with one as `.model`, like a
             pipeline. Calling again with other options changes them.
-        precision: "auto" (the fastest with bf16-class error on this hardware), "fp32", "bf16".
-        backend: "auto" (the fastest that runs here), "cpu", "reference".
+        precision: "auto" (the fastest with bf16-class error on this hardware), "fp32", "bf16" or
+            "fp16". On a GPU, "auto" leaves bf16 and fp16 models in their own and takes bf16 for
+            fp32 models.
+        backend: "auto" (the fastest that runs here), "cuda", "cpu", "reference".
+        deterministic: False lets the GPU engine take kernels whose roundings depend on the batch,
+            where they are faster.
+        cuda_graphs: False has the GPU engine launch each kernel by itself.
 
     Returns:
         `model` itself.
@@ -131,7 +142,9 @@ def accelerate(model: ModelT, precision: str = "auto", backend: str = "auto") ->
         # What is around the model itself was known if it was accelerated as a part before.
         known = encoder is root and is_accelerated(encoder)
         reads = encoder.forward.reads if known else _reads(root, encoder)
-        encoder.forward = AcceleratedForward(encoder, precision, backend, reads)
+        encoder.forward = AcceleratedForward(
+            encoder, precision, backend, reads, deterministic, cuda_graphs
+        )
     return model
 
 
@@ -140,6 +153,37 @@ def restore(model: ModelT) -> ModelT:
     for _, encoder in _encoders(_module_in(model)):
         if is_accelerated(encoder):
             del encoder.forward
+    return model
+
+
+def warmup(
+    model: ModelT, tokens: int | Sequence[int] | None = None, max_seqlen: int | None = None
+) -> ModelT:
+    """Have the encoders inside an accelerated model do now what their first call would wait for.
+
+    The weights are prepared; on a GPU the kernels are compiled and the CUDA graphs captured.
+
+    Args:
+        model: as for `accelerate`; or a `DistilBertModel`.
+        tokens: real tokens of the batches to come, padding not counted; by default a ladder.
+        max_seqlen: their longest sequence; by default the longest the model takes.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        ValueError: nothing inside is accelerated, or it can only run its own forward.
+    """
+    root = _module_in(model)
+    if isinstance(root, DistilBertModel):
+        root.warmup(tokens, max_seqlen)
+        return model
+    encoders = [encoder for _, encoder in _encoders(root) if is_accelerated(encoder)]
+    if not encoders:
+        raise ValueError(_not_accelerated(root))
+    sizes = [tokens] if isinstance(tokens, int) else tokens
+    for encoder in encoders:
+        encoder.forward.program()[0].warmup(sizes, max_seqlen)
     return model
 
 
@@ -171,9 +215,7 @@ def explain(model: object) -> Explanation | Explanations:
         if is_accelerated(encoder)
     )
     if not explanations:
-        raise ValueError(
-            f"model: {_kind(root)} is not accelerated; call fastdistil.accelerate(model) first"
-        )
+        raise ValueError(_not_accelerated(root))
     return explanations[0] if len(explanations) == 1 else explanations
 
 
@@ -201,6 +243,10 @@ def _label(name: str, encoder: nn.Module) -> str:
     return f"{name} ({type(encoder).__name__})" if name else type(encoder).__name__
 
 
+def _not_accelerated(root: nn.Module) -> str:
+    return f"model: {_kind(root)} is not accelerated; call fastdistil.accelerate(model) first"
+
+
 def _nothing_found(root: nn.Module) -> str:
     decoders = [_label(name, module) for name, module in _encoders(root)]
     what = f"only decoders ({', '.join(decoders)})" if decoders else "no such encoder"
@@ -220,8 +266,9 @@ def _check(label: str, encoder: nn.Module, precision: str, backend: str) -> None
         check_weights(tensors)
     except UnsupportedEncoder as why:
         raise UnsupportedEncoder(f"model: {label} is not supported: {why}") from None
-    device = next(iter(tensors.values())).device
-    selection = select(layout.config, device, precision, backend)
+    first = next(iter(tensors.values()))
+    device = first.device
+    selection = select(layout.config, device, precision, backend, first.dtype)
     if reason := no_gain(selection.backend.name, backend, device):
         warnings.warn(f"fastdistil: {label} keeps its own forward: {reason}", stacklevel=3)
 

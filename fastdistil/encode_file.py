@@ -185,7 +185,7 @@ def _settings(encoder: Encoder, options: EncodeOptions, tokenizer: TextTokenizer
         "normalize": options.normalize,
         **{name: engine[name] for name in ("backend", "precision", "instruction_set")},
     }
-    if engine["backend"] == "reference":
+    if not encoder.batch_invariant:
         # The engines promise the same bits in any batch; torch's matrix products do not.
         settings |= {"torch": torch.__version__, "batch_tokens": options.batch_tokens}
     return settings

@@ -3,14 +3,15 @@
 Texts are tokenised in chunks by a thread that runs ahead; the caller's thread lays the tokens end
 to end, cuts them into batches of about `batch_tokens` tokens in the order given, and runs the
 model. Nothing is sorted by length and nothing is padded: a batch costs its tokens, whatever the
-mixture, and a text's vector does not depend on its batch.
+mixture, and a text's vector does not depend on its batch. On GPUs, `batch_stream` keeps several
+batches on their way at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +21,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .batch_stream import (
+    Lane,
+    TokenLimit,
+    Vectors,
+    Work,
+    budget_from_memory,
+    cut,
+    free_memory,
+    in_order,
+    joined,
+)
 from .checkpoint import resolve_folder
 from .model import DistilBertModel
 from .overlap import overlapped
-from .packing import PackedBatch, pack_flat, pack_ids, plan_batches, validate
+from .packing import pack_flat, pack_ids, validate
 from .progress import Progress
 from .sentence_settings import POOLINGS, read_sentence_settings
 from .tokenization import TextTokenizer, TokenizedTexts
@@ -31,10 +43,12 @@ from .tokenization import TextTokenizer, TokenizedTexts
 if TYPE_CHECKING:
     from .encode_file import EncodeSummary
 
+__all__ = ["EncodeOptions", "Encoder", "Vectors", "text_chunks"]
+
 # A CPU engine hands each thread row blocks of some 512 tokens: this is one for each of 16 threads,
-# and many enough for a few threads that the last one is not waited for long. On a GPU it fills the
-# machine. The widest activation of a 768-wide model (3072 float32 a token) then takes 100 MB in
-# plain PyTorch, and nothing like it in the engines.
+# and many enough for a few threads that the last one is not waited for long. The widest activation
+# of a 768-wide model (3072 float32 a token) then takes 100 MB in plain PyTorch, and nothing like it
+# in the engines. The GPU engine takes what there is memory for.
 DEFAULT_BATCH_TOKENS = 8192
 
 # Texts tokenised at a time: enough to keep the tokenizer's own threads busy, and the first chunk is
@@ -45,8 +59,6 @@ _CHUNK_CHARACTERS = 1 << 20
 CHUNKS_AHEAD = 3
 # For fewer texts than this, starting a thread costs more than it hides.
 _SMALL_INPUT = 64
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -64,36 +76,42 @@ class Encoder:
 
     Args:
         path_or_id: a local checkpoint folder or a Hugging Face hub id.
-        device: where the model runs; by default the CPU.
+        device: where the model runs; by default the CPU. A list of GPUs of one kind: a copy of the
+            model on each, and the batches are shared out among them.
         precision: "auto" (the fastest with an error no larger than bfloat16's), "fp32", "bf16" or
             "fp16".
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cuda", "cpu" or "reference".
         max_length: most tokens of a text, special tokens included; longer texts are cut. By default
             what the folder's sentence_bert_config.json or tokenizer_config.json says.
         pooling: "mean", "cls", "max", or "none" for every token's vector. By default what the
             folder's sentence-transformers files say, "mean" where there are none.
         normalize: scale vectors to length 1. By default what those files say, False where there are
             none.
+        deterministic, cuda_graphs: as for `DistilBertModel`.
 
     Attributes:
-        model: the DistilBertModel.
+        model: the DistilBertModel; with several devices the one on the first. What is done to it is
+            not done to its copies.
         tokenizer: its TextTokenizer; None for a folder without one, which takes `encode_ids` only.
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: an unsupported checkpoint or option; sentence-transformers files that ask for
-            something that is not supported (give `pooling` to use the encoder without it).
+        ValueError: an unsupported checkpoint or option; devices that would not compute the same;
+            sentence-transformers files that ask for something that is not supported (give `pooling`
+            to use the encoder without it).
     """
 
     def __init__(
         self,
         path_or_id: str | Path,
-        device: torch.device | str | None = None,
+        device: torch.device | str | Sequence[torch.device | str] | None = None,
         precision: str = "auto",
         backend: str = "auto",
         max_length: int | None = None,
         pooling: str | None = None,
         normalize: bool | None = None,
+        deterministic: bool = True,
+        cuda_graphs: bool = True,
     ) -> None:
         self.folder = resolve_folder(path_or_id)
         settings = read_sentence_settings(self.folder)
@@ -104,9 +122,20 @@ class Encoder:
             )
         self.pooling = _checked_pooling(settings.pooling if pooling is None else pooling)
         self.normalize = settings.normalize if normalize is None else normalize
-        self.model = DistilBertModel.from_pretrained(
-            self.folder / settings.transformer, device, precision, backend
+        self.model, *self._copies = (
+            DistilBertModel.from_pretrained(
+                self.folder / settings.transformer,
+                each,
+                precision,
+                backend,
+                deterministic=deterministic,
+                cuda_graphs=cuda_graphs,
+            )
+            for each in _checked_devices(device, deterministic)
         )
+        self._deterministic = deterministic
+        self._limit = TokenLimit()
+        self._default_batch_tokens: int | None = None
         self.tokenizer = TextTokenizer.from_folder(
             self.folder / settings.transformer, self.model.config.max_positions, max_length
         )
@@ -115,6 +144,30 @@ class Encoder:
     def dim(self) -> int:
         """D, the length of a vector."""
         return self.model.config.hidden_size
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a text's vector has the same bits in any batch.
+
+        The engines promise that, the GPU's unless `deterministic` is False. Plain PyTorch, whose
+        matrix products round by size, does not.
+        """
+        backend = self.model.explain()["backend"]
+        return backend == "cpu" or (backend == "cuda" and self._deterministic)
+
+    def warmup(
+        self, tokens: int | Sequence[int] | None = None, max_seqlen: int | None = None
+    ) -> None:
+        """Do now what first batches would wait for; see `DistilBertModel.warmup`.
+
+        Args:
+            tokens: total tokens of the batches to come; by default a ladder of sizes.
+            max_seqlen: their longest text; by default the tokenizer's max_length.
+        """
+        if max_seqlen is None and self.tokenizer is not None:
+            max_seqlen = self.tokenizer.max_length
+        for model in self._models():
+            model.warmup(tokens, max_seqlen)
 
     def encode(
         self,
@@ -132,7 +185,8 @@ class Encoder:
             texts: a list, another iterable, a generator (drawn from in this thread), or one string.
             pooling: "mean", "cls", "max" or "none"; by default the encoder's.
             normalize: scale to length 1; by default the encoder's.
-            batch_tokens: tokens in a batch; changes speed and memory only.
+            batch_tokens: tokens in a batch; changes speed and memory only. By default 8192, and on
+                a GPU what its memory allows.
             show_progress: a bar on a terminal, plain lines otherwise, on stderr; None is False.
 
         Returns:
@@ -215,7 +269,7 @@ class Encoder:
         return EncodeOptions(
             chosen,
             self.normalize if normalize is None else normalize,
-            DEFAULT_BATCH_TOKENS if batch_tokens is None else batch_tokens,
+            self._batch_tokens() if batch_tokens is None else batch_tokens,
         )
 
     def require_tokenizer(self) -> TextTokenizer:
@@ -233,15 +287,25 @@ class Encoder:
 
     def encode_chunks(
         self, chunks: Iterable[TokenizedTexts], options: EncodeOptions
-    ) -> Iterator[tuple[list[Vectors] | Vectors, int]]:
+    ) -> Generator[tuple[list[Vectors] | Vectors, int], None, None]:
         """Vectors of a stream of tokenised texts, a batch at a time, in order.
 
         Yields:
             the vectors of some consecutive texts, [n, D] (or a list of n arrays [tokens, D] for
             pooling "none"), and how many tokens they had.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: one text is too much for a GPU's memory. What is only too
+                much together is computed in smaller batches.
         """
-        for ids, lengths in _batches(chunks, options.batch_tokens):
-            yield self._run(pack_flat(ids, lengths), lengths, options), len(ids)
+        lanes = [Lane(m.device, _work(m, options), self._limit) for m in self._models()]
+        batches = _batches(chunks, options.batch_tokens, self._limit)
+        with closing(in_order(lanes, batches)) as results:
+            for batch, vectors in results:
+                if options.pooling == "none":
+                    yield np.split(vectors, np.cumsum(batch.lengths)[:-1]), len(batch.ids)
+                else:
+                    yield vectors, len(batch.ids)
 
     def fingerprint(self) -> str:
         """A hash of all that decides a text's vector, save for the arithmetic."""
@@ -253,16 +317,28 @@ class Encoder:
         digest.update(self.require_tokenizer().fingerprint().encode())
         return digest.hexdigest()
 
-    def _run(
-        self, batch: PackedBatch, lengths: NDArray[np.int64], options: EncodeOptions
-    ) -> list[Vectors] | Vectors:
-        batch = batch.to(self.model.device)
-        with torch.inference_mode():
-            if options.pooling != "none":
-                vectors = self.model.encode_packed(batch, options.pooling, options.normalize)
-                return vectors.cpu().numpy()
-            hidden = self.model.forward_packed(batch).float().cpu().numpy()
-        return np.split(hidden, np.cumsum(lengths)[:-1])
+    def _models(self) -> list[DistilBertModel]:
+        """One for each device."""
+        return [self.model, *self._copies]
+
+    def _batch_tokens(self) -> int:
+        """Tokens in a batch where the caller does not say."""
+        if self._default_batch_tokens is None:
+            self._default_batch_tokens = self._find_batch_tokens()
+        return self._default_batch_tokens
+
+    def _find_batch_tokens(self) -> int:
+        # Where the batch decides some bits, it must not depend on what memory is free today.
+        if self.model.device.type != "cuda" or not self.batch_invariant:
+            return DEFAULT_BATCH_TOKENS
+        for model in self._models():
+            model.program()  # its weights and buffers are to be there already
+        # Beside those buffers: ids, positions, and hidden states in two types of at most 4 bytes.
+        bytes_per_token = 8 + 2 * 4 * self.dim
+        return min(
+            budget_from_memory(free_memory(model.device), bytes_per_token)
+            for model in self._models()
+        )
 
     def _gather(
         self,
@@ -278,13 +354,14 @@ class Encoder:
             whole = np.empty((known, self.dim), np.float32)
         parts: list[Any] = []
         row = 0
-        for vectors, tokens in self.encode_chunks(chunks, options):
-            if whole is not None:
-                whole[row : row + len(vectors)] = vectors
-            else:
-                parts.append(vectors)
-            row += len(vectors)
-            progress.update(len(vectors), tokens)
+        with closing(self.encode_chunks(chunks, options)) as results:
+            for vectors, tokens in results:
+                if whole is not None:
+                    whole[row : row + len(vectors)] = vectors
+                else:
+                    parts.append(vectors)
+                row += len(vectors)
+                progress.update(len(vectors), tokens)
         progress.close()
         if whole is not None:
             return whole
@@ -297,6 +374,39 @@ def _checked_pooling(pooling: str) -> str:
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; it can be {', '.join(POOLINGS)}")
     return pooling
+
+
+def _checked_devices(device: Any, deterministic: bool) -> list[torch.device | str | None]:
+    """The devices asked for, which all compute the same; None is torch's default."""
+    if device is None or isinstance(device, str | torch.device):
+        return [device]
+    devices = list(device)
+    if not devices:
+        raise ValueError("device is an empty list; give at least one device, or None for the CPU")
+    kinds = {_kind(torch.device(each)): str(each) for each in devices}
+    if deterministic and len(kinds) > 1:
+        found = ", ".join(f"{each} ({kind})" for kind, each in kinds.items())
+        raise ValueError(
+            f"device lists different kinds: {found}. A text's vector would depend on which one it "
+            "met; give devices of one kind, or deterministic=False"
+        )
+    return devices
+
+
+def _kind(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _work(model: DistilBertModel, options: EncodeOptions) -> Work:
+    """What is computed of a batch: the vectors of its texts, or of all of its tokens."""
+
+    def work(batch: TokenizedTexts) -> torch.Tensor:
+        packed = pack_flat(batch.ids, batch.lengths).to(model.device)
+        if options.pooling == "none":
+            return model.forward_packed(packed).float()
+        return model.encode_packed(packed, options.pooling, options.normalize)
+
+    return work
 
 
 def _iterable(values: Any, name: str = "texts") -> Iterable[Any]:
@@ -335,21 +445,21 @@ def text_chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _batches(
-    chunks: Iterable[TokenizedTexts], batch_tokens: int
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """Token ids and lengths of consecutive texts, as many as fit in `batch_tokens`, at least one.
+    chunks: Iterable[TokenizedTexts], batch_tokens: int, limit: TokenLimit
+) -> Iterator[TokenizedTexts]:
+    """Consecutive texts, as many as fit in `batch_tokens` and the limit of now, at least one.
 
     What is left of a chunk goes with the next one, so only the last batch is short.
     """
-    ids, lengths = np.empty(0, np.int32), np.empty(0, np.int64)
+    rest: list[TokenizedTexts] = []  # one at most
     for chunk in chunks:
-        ids = np.concatenate([ids, chunk.ids])
-        lengths = np.concatenate([lengths, chunk.lengths])
-        *full, rest = plan_batches(lengths, batch_tokens) or [np.arange(0)]
-        for texts in full:
-            part = lengths[texts]
-            yield ids[: part.sum()], part
-            ids = ids[part.sum() :]
-        lengths = lengths[rest]
-    if len(lengths):
-        yield ids, lengths
+        tokens = min(batch_tokens, limit.tokens)
+        ready = cut(joined([*rest, chunk]), tokens)
+        while len(ready) > 1:
+            yield ready.popleft()
+            if limit.tokens < tokens:  # memory ran out meanwhile
+                tokens = limit.tokens
+                ready = cut(joined(ready), tokens)
+        rest = list(ready)
+    for last in rest:
+        yield from cut(last, min(batch_tokens, limit.tokens))

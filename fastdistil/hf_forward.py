@@ -20,7 +20,7 @@ from torch.jit._trace import is_tracing
 
 from .backends import Program
 from .hf_layout import Layout, UnsupportedEncoder, check_weights, read_layout
-from .packing import pack_padded, unpack
+from .packing import PaddedFacts, pack_padded, padded_facts, unpack
 from .program_cache import ProgramCache
 
 _UNDERSTOOD = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
@@ -28,6 +28,8 @@ _UNDERSTOOD = frozenset({"input_ids", "attention_mask", "token_type_ids", "posit
 _HARMLESS = frozenset(
     {"return_dict", "output_attentions", "output_hidden_states", "num_items_in_batch"}
 )
+# What an AcceleratedForward is made from, and copied by.
+_GIVEN = ("encoder", "precision", "backend", "reads", "deterministic", "cuda_graphs")
 _ID_DTYPES = (torch.int64, torch.int32)
 # Implementations of the same attention; anything else registered under a name may be another.
 _SAME_ATTENTION = ("eager", "sdpa", "flash_attention", "flex_attention")
@@ -66,13 +68,24 @@ class AcceleratedForward:
         encoder: an encoder that `read_layout` accepts.
         precision, backend: as in `fastdistil.accelerate`.
         reads: what the model around the encoder looks at.
+        deterministic, cuda_graphs: as in `fastdistil.accelerate`.
     """
 
-    def __init__(self, encoder: Any, precision: str, backend: str, reads: Reads):
+    def __init__(
+        self,
+        encoder: Any,
+        precision: str,
+        backend: str,
+        reads: Reads,
+        deterministic: bool = True,
+        cuda_graphs: bool = True,
+    ):
         self.encoder = encoder
         self.precision = precision
         self.backend = backend
         self.reads = reads
+        self.deterministic = deterministic
+        self.cuda_graphs = cuda_graphs
         self._start()
 
     def _start(self) -> None:
@@ -95,7 +108,7 @@ class AcceleratedForward:
         self.last_fallback: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("encoder", "precision", "backend", "reads")}
+        return {name: getattr(self, name) for name in _GIVEN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The encoder may be an empty shell yet: only its class is looked at here.
@@ -134,7 +147,7 @@ class AcceleratedForward:
         """
         layout, cache = self._read()
         program = self._prepare(cache, layout.tensors())
-        return program, cache.selection.reason if cache.selection else ""
+        return program, cache.reason
 
     def _fast(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The packed forward; or the reason against it, raised."""
@@ -156,9 +169,12 @@ class AcceleratedForward:
         if length > limit:  # the original raises what its callers expect
             raise _OwnForward(f"{length} tokens are more than the encoder's {limit} positions")
         mask = self._mask(given.get("attention_mask"), input_ids)
-        beside = [self._ids(name, given, input_ids) for name in ("token_type_ids", "position_ids")]
+        segments = self._ids("token_type_ids", given, input_ids)
+        positions = self._ids("position_ids", given, input_ids)
+        facts = padded_facts(input_ids, mask, segments, positions)  # all that a GPU is asked for
+        _check_padding(facts, self._columns_read())
         program = self._prepare(cache, tensors)
-        batch, places = pack_padded(input_ids, mask, *beside)
+        batch, places = pack_padded(input_ids, mask, segments, positions, facts)
         hidden = unpack(program.run(batch).to(words.dtype), places, *input_ids.shape)
         return self._output(hidden, self._wants_tuple(given))
 
@@ -171,12 +187,16 @@ class AcceleratedForward:
         return {**dict(zip(positional, args, strict=True)), **kwargs}
 
     def _mask(self, mask: Any, input_ids: Tensor) -> Tensor | None:
-        """What is no padding, bool [B, S]; None where nothing is padded."""
-        if mask is not None:
-            return _padding(mask, input_ids, self._columns_read())
-        if self._version_4:  # which gives the user a hint
-            self.encoder.warn_if_padding_and_no_attention_mask(input_ids, None)
-        return None
+        """The attention mask, [B, S], whatever it holds; None where there is none."""
+        if mask is None:
+            if self._version_4:  # which gives the user a hint
+                self.encoder.warn_if_padding_and_no_attention_mask(input_ids, None)
+            return None
+        if type(mask) is not Tensor or mask.shape != input_ids.shape:
+            raise _OwnForward("attention_mask is not a [batch, length] tensor like input_ids")
+        if mask.device != input_ids.device:
+            raise _OwnForward("attention_mask and input_ids are on different devices")
+        return mask
 
     def _ids(self, name: str, given: Mapping[str, Any], input_ids: Tensor) -> Tensor | None:
         """Segment or position ids, [B, S] or [1, S]."""
@@ -224,7 +244,13 @@ class AcceleratedForward:
         if reading is not None and reading.cache.config == layout.config:
             cache = reading.cache
         else:
-            cache = ProgramCache(layout.config, self.precision, self.backend)
+            cache = ProgramCache(
+                layout.config,
+                self.precision,
+                self.backend,
+                deterministic=self.deterministic,
+                cuda_graphs=self.cuda_graphs,
+            )
         self._reading = reading = _Reading(layout, cache)
         return reading
 
@@ -300,28 +326,18 @@ def _check_requests(given: Mapping[str, Any], config: Any) -> None:
         raise _OwnForward(f"attention implementation {attention!r} may compute something else")
 
 
-def _padding(mask: Any, input_ids: Tensor, reads: Reads) -> Tensor | None:
-    """The mask as bool [B, S], or None where nothing is padded.
-
-    Raises:
-        _OwnForward: it is more than a padding mask, or somebody looks at padded positions.
-    """
-    if type(mask) is not Tensor or mask.shape != input_ids.shape:
-        raise _OwnForward("attention_mask is not a [batch, length] tensor like input_ids")
-    if mask.device != input_ids.device:
-        raise _OwnForward("attention_mask and input_ids are on different devices")
-    real = mask == 1
-    if real.all():
-        return None
-    if not torch.logical_or(real, mask == 0).all():  # versions differ in what such values mean
+def _check_padding(facts: PaddedFacts, reads: Reads) -> None:
+    """Refuse a mask that is more than a padding mask, and padding that somebody looks at."""
+    if not facts.is_binary:  # versions differ in what such values mean
         raise _OwnForward("attention_mask holds values other than 0 and 1")
-    if not real.any(dim=1).all():
+    if facts.keeps_all:
+        return
+    if facts.has_empty_row:
         raise _OwnForward("a row of attention_mask is all zeros")
     if reads is Reads.ALL:
         raise _OwnForward("there is padding, and the model around the encoder reads all positions")
-    if reads is Reads.FIRST_TOO and not real[:, 0].all():
+    if reads is Reads.FIRST_TOO and not facts.keeps_first:
         raise _OwnForward("the first position is padding, and a pooler or a head may read it")
-    return real
 
 
 def _check_surroundings(inputs: torch.device, weights: torch.device) -> None:

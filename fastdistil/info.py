@@ -57,6 +57,22 @@ def _gpus() -> list[str]:
     ]
 
 
+def _gpu_engines() -> list[str]:
+    """What would run on each GPU; what is missing, where torch could use one."""
+    if not torch.cuda.is_available():
+        return []
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [f"{device}: {_chosen(device, 'auto')}" for device in devices]
+
+
+def _chosen(device: torch.device, precision: str) -> str:
+    try:
+        chosen = select(EncoderConfig(), device, precision)
+    except ValueError as error:
+        return str(error)
+    return f"{chosen.precision} on the {chosen.backend.name} backend: {chosen.reason}"
+
+
 def _engines() -> list[str]:
     found = instruction_sets()
     lines = [f"C++ extension: {extension_error() or 'there'}"]
@@ -66,18 +82,10 @@ def _engines() -> list[str]:
     lines += [f"  cannot run: {reason}" for reason in found["unusable"]]
     if found["cap"] is not None:
         lines.append(f"  FASTDISTIL_CPU_ISA={found['cap']}: nothing above it is used")
-    config = EncoderConfig()
+    cpu = torch.device("cpu")
     for precision in ("auto", "fp32", "bf16"):
-        try:
-            chosen = select(config, torch.device("cpu"), precision)
-        except ValueError as error:
-            lines.append(f"precision {precision}: {error}")
-            continue
-        lines.append(
-            f"precision {precision}: {chosen.precision} on the {chosen.backend.name} backend: "
-            f"{chosen.reason}"
-        )
-    return lines
+        lines.append(f"precision {precision}: {_chosen(cpu, precision)}")
+    return lines + _gpu_engines()
 
 
 def _optional() -> list[str]:

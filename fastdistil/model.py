@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .backends import reference
+from .backends import Program, reference
 from .checkpoint import hf_state_dict, load_checkpoint, translate_keys
 from .config import EncoderConfig
 from .packing import PackedBatch, pack_padded, unpack, validate
@@ -57,7 +57,10 @@ class DistilBertModel(nn.Module):
         device: where the parameters are made.
         dtype: of the parameters, and of what the model returns.
         precision: "auto", "fp32", "bf16" or "fp16": what the backend computes in.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cuda", "cpu" or "reference".
+        deterministic: False lets the GPU engine take kernels whose roundings depend on the batch,
+            where they are faster. A sequence's bits then may differ from batch to batch.
+        cuda_graphs: False has the GPU engine launch each kernel by itself.
 
     Raises:
         ValueError: an unknown precision or backend, or one that is not available.
@@ -70,10 +73,12 @@ class DistilBertModel(nn.Module):
         dtype: torch.dtype = torch.float32,
         precision: str = "auto",
         backend: str = "auto",
+        deterministic: bool = True,
+        cuda_graphs: bool = True,
     ):
         super().__init__()
         self.config = config
-        self._cache = ProgramCache(config, precision, backend)
+        self._cache = ProgramCache(config, precision, backend, deterministic, cuda_graphs)
         self._walk = ParameterWalk()
         with torch.device(device) if device is not None else nullcontext():
             self.embeddings = _Embeddings(config, dtype)
@@ -87,6 +92,8 @@ class DistilBertModel(nn.Module):
         precision: str = "auto",
         backend: str = "auto",
         revision: str | None = None,
+        deterministic: bool = True,
+        cuda_graphs: bool = True,
     ) -> DistilBertModel:
         """Read a checkpoint: a local folder or a hub id, DistilBERT's or BERT's.
 
@@ -98,7 +105,14 @@ class DistilBertModel(nn.Module):
             FileNotFoundError, ValueError: see `fastdistil.checkpoint.load_checkpoint`.
         """
         checkpoint = load_checkpoint(path_or_id, revision=revision)
-        model = cls(checkpoint.config, "meta", precision=precision, backend=backend)
+        model = cls(
+            checkpoint.config,
+            "meta",
+            precision=precision,
+            backend=backend,
+            deterministic=deterministic,
+            cuda_graphs=cuda_graphs,
+        )
         weights = {name: tensor.float() for name, tensor in checkpoint.state_dict.items()}
         model.load_state_dict(weights, assign=True)
         return model.to(device).eval().requires_grad_(False)
@@ -170,6 +184,24 @@ class DistilBertModel(nn.Module):
         _check_device(batch.input_ids, _first(parameters).device)
         return self._cache.get(parameters).run_pooled(batch, pooling, normalize)
 
+    def program(self) -> Program:
+        """The weights as they are now, prepared for the backend that was chosen for them."""
+        return self._cache.get(self._walk.parameters(self))
+
+    def warmup(
+        self, tokens: int | Sequence[int] | None = None, max_seqlen: int | None = None
+    ) -> None:
+        """Prepare the weights, and whatever else a first batch would wait for.
+
+        On a GPU: compiles the kernels and captures the CUDA graphs.
+
+        Args:
+            tokens: total tokens of the batches to come; by default a ladder of sizes.
+            max_seqlen: their longest sequence; by default the longest the model takes.
+        """
+        sizes = [tokens] if isinstance(tokens, int) else tokens
+        self.program().warmup(sizes, max_seqlen)
+
     def explain(self) -> dict[str, str]:
         """What computes this model and why.
 
@@ -186,13 +218,12 @@ class DistilBertModel(nn.Module):
                 "instruction_set": f"PyTorch on {self.device.type}",
                 "reason": f"{mode}, so plain PyTorch on the live parameters",
             }
-        program = self._cache.get(parameters)
-        assert self._cache.selection is not None
+        program = self.program()
         return {
             "backend": program.backend,
             "precision": program.precision,
             "instruction_set": program.instruction_set,
-            "reason": self._cache.selection.reason,
+            "reason": self._cache.reason,
         }
 
     def _wants_gradients(self, parameters: Mapping[str, Tensor]) -> bool:

@@ -1,72 +1,104 @@
-"""Packed batches: a flat run of T tokens and where each sequence begins. No padding anywhere.
+"""Making packed batches: from padded tensors, from lists of ids, from a stream of tokens; and back.
 
 Tensors on the CPU are handled through numpy views: a batch of one short sentence is a dozen small
-operations, and numpy starts one several times faster than torch does.
+operations, and numpy starts one several times faster than torch does. Padded tensors on a GPU are
+packed there, and looked at once: whoever asks a GPU for a number waits until it has caught up.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .config import EncoderConfig
+from .packed_batch import (
+    NOTHING,
+    SEGMENT_IDS,
+    Extent,
+    HostFacts,
+    PackedBatch,
+    host_facts,
+    validate,
+)
+
+__all__ = [
+    "DeviceFacts",
+    "HostFacts",
+    "PackedBatch",
+    "PaddedFacts",
+    "host_facts",
+    "pack_flat",
+    "pack_ids",
+    "pack_padded",
+    "padded_facts",
+    "plan_batches",
+    "unpack",
+    "validate",
+]
 
 _INT32_MAX = 2**31 - 1
-# A model's callers know them under BERT's name.
-_SEGMENT_IDS = "segment_ids (token_type_ids)"
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no equality that is one bool
-class PackedBatch:
-    """B sequences laid end to end.
+class PaddedFacts(NamedTuple):
+    """What the host learns about a padded batch before it is packed.
 
     Attributes:
-        input_ids: int32 [T], token ids.
-        positions: int32 [T], rows of the position table.
-        segment_ids: int32 [T], rows of the segment table; None means segment 0 everywhere.
-        cu_seqlens: int32 [B+1]; sequence b is tokens cu_seqlens[b] to cu_seqlens[b+1], maybe none.
-        max_seqlen: length of the longest sequence (or more), known on the host.
+        keeps_all: whether the mask keeps (is not zero at) every token.
+        is_binary: whether it holds nothing but 0 and 1.
+        has_empty_row: whether it keeps nothing of some row.
+        keeps_first: whether it keeps the first token of every row.
+        on_device: what else is needed to pack on a device; None on the CPU.
     """
 
-    input_ids: Tensor
-    positions: Tensor
-    segment_ids: Tensor | None
-    cu_seqlens: Tensor
-    max_seqlen: int
+    keeps_all: bool
+    is_binary: bool
+    has_empty_row: bool
+    keeps_first: bool
+    on_device: DeviceFacts | None = None
 
-    @property
-    def num_tokens(self) -> int:
-        """T, the number of tokens."""
-        return self.input_ids.shape[0]
 
-    @property
-    def num_sequences(self) -> int:
-        """B, the number of sequences."""
-        return self.cu_seqlens.shape[0] - 1
+class DeviceFacts(NamedTuple):
+    """What the host must know about padded tensors to pack them without looking at them again.
 
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.input_ids.device
+    Attributes:
+        lengths: int64 [B], how many tokens of each row are kept.
+        input_ids, positions, segment_ids: the smallest and the largest kept, as in `HostFacts`.
+    """
 
-    def to(self, device: torch.device | str) -> PackedBatch:
-        """The same batch with its tensors on `device`."""
-        return PackedBatch(
-            self.input_ids.to(device),
-            self.positions.to(device),
-            None if self.segment_ids is None else self.segment_ids.to(device),
-            self.cu_seqlens.to(device),
-            self.max_seqlen,
-        )
+    lengths: npt.NDArray[np.int64]
+    input_ids: Extent
+    positions: Extent
+    segment_ids: Extent | None
+
+
+_UNPADDED = PaddedFacts(keeps_all=True, is_binary=True, has_empty_row=False, keeps_first=True)
+
+
+def padded_facts(
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> PaddedFacts:
+    """What the host must know to pack this: on a GPU the only time that it waits for it.
+
+    Args:
+        input_ids, attention_mask, segment_ids, position_ids: as for `pack_padded`, which raises
+            what there is to say against them.
+    """
+    if input_ids.device.type == "cpu":
+        return _UNPADDED if attention_mask is None else _mask_facts_numpy(attention_mask)
+    return _padded_facts_device(
+        input_ids, attention_mask, segment_ids, position_ids, _kernels(input_ids.device)
+    )
 
 
 def pack_padded(
@@ -74,6 +106,7 @@ def pack_padded(
     attention_mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
     position_ids: Tensor | None = None,
+    facts: PaddedFacts | None = None,
 ) -> tuple[PackedBatch, Tensor]:
     """Drop the padding of a padded batch.
 
@@ -84,6 +117,7 @@ def pack_padded(
         segment_ids: integers [B, S] or [1, S], for checkpoints with segment embeddings.
         position_ids: integers [B, S] or [1, S]; by default a token's column, also under left
             padding, as Hugging Face's encoders have it.
+        facts: what `padded_facts` said about these four, for callers that asked already.
 
     Returns:
         The packed batch, and `indices`: int64 [T], each token's place in the flattened [B * S],
@@ -94,9 +128,20 @@ def pack_padded(
         TypeError: an argument that is no tensor, or one of a wrong kind.
     """
     _check_padded(input_ids, attention_mask, segment_ids, position_ids)
-    if input_ids.device.type == "cpu":
+    if facts is None and input_ids.device.type != "cpu":
+        facts = padded_facts(input_ids, attention_mask, segment_ids, position_ids)
+    if facts is not None and facts.keeps_all:
+        attention_mask = None
+    if facts is None or facts.on_device is None:
         return _pack_padded_numpy(input_ids, attention_mask, segment_ids, position_ids)
-    return _pack_padded_torch(input_ids, attention_mask, segment_ids, position_ids)
+    return _pack_padded_device(
+        input_ids,
+        attention_mask,
+        segment_ids,
+        position_ids,
+        facts.on_device,
+        _kernels(input_ids.device),
+    )
 
 
 def unpack(hidden: Tensor, indices: Tensor, batch_size: int, seq_len: int) -> Tensor:
@@ -197,29 +242,6 @@ def plan_batches(
     return batches
 
 
-def validate(batch: PackedBatch, config: EncoderConfig) -> None:
-    """Refuse a batch that would read outside a table or a buffer.
-
-    Copies what is on another device to the host to look at it.
-
-    Raises:
-        TypeError: a tensor of another dtype than int32.
-        ValueError: anything else, naming the argument, what came and what is allowed.
-    """
-    _check_layout(batch)
-    cu_seqlens = batch.cu_seqlens.cpu().numpy()
-    _check_cu_seqlens(cu_seqlens, batch.num_tokens, batch.max_seqlen)
-    _check_range(batch.input_ids, config.vocab_size, cu_seqlens, "input_ids", "vocabulary")
-    _check_range(batch.positions, config.max_positions, cu_seqlens, "positions", "position table")
-    if batch.segment_ids is None:
-        return
-    if config.num_segments == 0:
-        raise ValueError(
-            f"{_SEGMENT_IDS}: this checkpoint has no segment embeddings; leave them out"
-        )
-    _check_range(batch.segment_ids, config.num_segments, cu_seqlens, _SEGMENT_IDS, "segment table")
-
-
 def _check_padded(
     input_ids: Tensor,
     attention_mask: Tensor | None,
@@ -240,7 +262,7 @@ def _check_padded(
                 f"attention_mask: got shape {list(attention_mask.shape)}; "
                 f"{list(input_ids.shape)} like input_ids is allowed"
             )
-    for name, tensor in ((_SEGMENT_IDS, segment_ids), ("position_ids", position_ids)):
+    for name, tensor in ((SEGMENT_IDS, segment_ids), ("position_ids", position_ids)):
         if tensor is None:
             continue
         _check_tensor(name, tensor, input_ids)
@@ -283,7 +305,7 @@ def _pack_padded_numpy(
     kept = None if attention_mask is None else _kept_places(attention_mask)
     ids = _flat_int32(input_ids, (batch, length), "input_ids")
     segments = (
-        None if segment_ids is None else _flat_int32(segment_ids, (batch, length), _SEGMENT_IDS)
+        None if segment_ids is None else _flat_int32(segment_ids, (batch, length), SEGMENT_IDS)
     )
     if position_ids is not None:
         positions = _flat_int32(position_ids, (batch, length), "position_ids")
@@ -346,35 +368,150 @@ def _first_outside_int32(values: npt.NDArray[Any]) -> int:
     return int(values[outside][0])
 
 
-def _pack_padded_torch(
+def _mask_facts_numpy(attention_mask: Tensor) -> PaddedFacts:
+    if attention_mask.dtype == torch.bfloat16:  # numpy has no such type
+        attention_mask = attention_mask.float()
+    mask = attention_mask.detach().numpy()
+    ones = mask == 1
+    if ones.all():
+        return _UNPADDED
+    keep = mask != 0
+    return PaddedFacts(
+        keeps_all=bool(keep.all()),
+        is_binary=bool((keep == ones).all()),
+        has_empty_row=not keep.any(axis=1).all(),
+        keeps_first=bool(keep[:, :1].all()),
+    )
+
+
+@functools.cache
+def _kernel_module() -> Any:
+    """fastdistil.kernels.packing, or None without Triton."""
+    try:
+        return importlib.import_module("fastdistil.kernels.packing")
+    except ImportError:
+        return None
+
+
+def _kernels(device: torch.device) -> Any:
+    """What packs on that device: the Triton kernels; None where plain PyTorch does."""
+    return _kernel_module() if device.type == "cuda" else None
+
+
+def _padded_facts_device(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     segment_ids: Tensor | None,
     position_ids: Tensor | None,
-) -> tuple[PackedBatch, Tensor]:
-    batch, length = input_ids.shape
+    kernels: Any,
+) -> PaddedFacts:
+    batch, width = input_ids.shape
+    if input_ids.numel() == 0:
+        nothing = DeviceFacts(
+            np.full(batch, width), NOTHING, NOTHING, None if segment_ids is None else NOTHING
+        )
+        return _UNPADDED._replace(on_device=nothing)
+    measure = _measure if kernels is None else kernels.measure
+    numbers = measure(input_ids, attention_mask, position_ids, segment_ids).tolist()
+    lengths, (is_binary, keeps_first, *ends) = np.array(numbers[:batch]), numbers[batch:]
+    pairs = zip(ends[::2], ends[1::2], strict=True)
+    extents = [(low, high) if low <= high else NOTHING for low, high in pairs]
+    segments = None if segment_ids is None else extents[2]
+    return PaddedFacts(
+        bool((lengths == width).all()),
+        bool(is_binary),
+        not lengths.all(),
+        bool(keeps_first),
+        DeviceFacts(lengths, extents[0], extents[1], segments),
+    )
+
+
+def _measure(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    segment_ids: Tensor | None,
+) -> Tensor:
+    """What `fastdistil.kernels.packing.measure` does, in plain PyTorch."""
+    batch, width = input_ids.shape
     device = input_ids.device
     if attention_mask is None:
-        keep = torch.ones(batch, length, dtype=torch.bool, device=device)
-    else:
-        keep = attention_mask != 0
-    lengths = keep.sum(dim=1, dtype=torch.int32)
-    indices = keep.flatten().nonzero().squeeze(1)
+        attention_mask = torch.ones(batch, width, dtype=torch.bool, device=device)
+    keep = attention_mask != 0
+    numbers = [((attention_mask == 1) == keep).all(), keep[:, 0].all()]
     if position_ids is None:
-        position_ids = torch.arange(length, device=device).unsqueeze(0)
+        position_ids = torch.arange(width, device=device).unsqueeze(0)
+    limits = torch.iinfo(torch.int64)
+    for tensor in (input_ids, position_ids, segment_ids):
+        if tensor is not None:
+            values = tensor.to(torch.int64)
+            numbers.append(torch.where(keep, values, limits.max).amin())
+            numbers.append(torch.where(keep, values, limits.min).amax())
+    return torch.cat([keep.sum(dim=1), torch.stack([n.to(torch.int64) for n in numbers])])
 
-    def packed(tensor: Tensor) -> Tensor:
-        # Clamped, an id that int32 cannot hold stays what it is: outside every table.
-        kept = tensor.expand(batch, length).flatten()[indices]
-        return kept.to(torch.int64).clamp(-1, _INT32_MAX).to(torch.int32)
 
-    return PackedBatch(
-        packed(input_ids),
-        packed(position_ids),
-        None if segment_ids is None else packed(segment_ids),
-        torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)),
-        int(lengths.max()) if batch else 0,
-    ), indices
+def _pack_padded_device(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    segment_ids: Tensor | None,
+    position_ids: Tensor | None,
+    facts: DeviceFacts,
+    kernels: Any,
+) -> tuple[PackedBatch, Tensor]:
+    """Packs where the tensors are. With the facts at hand nothing here waits for the device."""
+    batch, width = input_ids.shape
+    cu_seqlens = np.zeros(batch + 1, np.int32)
+    np.cumsum(facts.lengths, out=cu_seqlens[1:])
+    places = _places(input_ids, attention_mask, int(cu_seqlens[-1]), kernels)
+    positions, indices, cu_seqlens_there = places
+
+    def packed(tensor: Tensor, extent: Extent) -> Tensor:
+        flat = tensor.expand(batch, width).flatten()
+        kept = flat if attention_mask is None else flat[indices]
+        if not -_INT32_MAX - 1 <= extent[0] <= extent[1] <= _INT32_MAX:
+            # Clamped, an id that int32 cannot hold stays what it is: outside every table.
+            kept = kept.to(torch.int64).clamp(-1, _INT32_MAX)
+        return kept.to(torch.int32, copy=attention_mask is None)
+
+    ids = packed(input_ids, facts.input_ids)
+    if position_ids is not None:
+        positions = packed(position_ids, facts.positions)
+    segments = None
+    if segment_ids is not None and facts.segment_ids is not None:
+        segments = packed(segment_ids, facts.segment_ids)
+    known = HostFacts(
+        cu_seqlens,
+        facts.input_ids,
+        facts.positions,
+        facts.segment_ids,
+        (ids, positions, segments, cu_seqlens_there),
+    )
+    longest = int(facts.lengths.max(initial=0))
+    return PackedBatch(ids, positions, segments, cu_seqlens_there, longest, known), indices
+
+
+def _places(
+    input_ids: Tensor, mask: Tensor | None, total: int, kernels: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns of the kept tokens, int32 [T]; their flat places, int64 [T]; cu_seqlens."""
+    batch, width = input_ids.shape
+    device = input_ids.device
+    if mask is None:
+        columns = torch.arange(width, dtype=torch.int32, device=device).repeat(batch)
+        ends = torch.arange(batch + 1, dtype=torch.int32, device=device) * width
+        return columns, torch.arange(batch * width, device=device), ends
+    if kernels is not None:
+        positions, indices, cu_seqlens = kernels.pack(mask, total)
+        return positions, indices, cu_seqlens
+    keep = mask != 0
+    # Where the kept tokens are, in order: a stable sort, because nonzero() would wait to count.
+    indices = keep.flatten().argsort(descending=True, stable=True)[:total]
+    ends = keep.sum(dim=1).cumsum(0)
+    return (
+        (indices % width).to(torch.int32),
+        indices,
+        torch.nn.functional.pad(ends, (1, 0)).to(torch.int32),
+    )
 
 
 def _concatenate(
@@ -433,63 +570,3 @@ def _check_same_lengths(
             f"segment_ids: sequence {wrong[0]} has {segment_lengths[wrong[0]]} segment ids for "
             f"{lengths[wrong[0]]} token ids"
         )
-
-
-def _check_layout(batch: PackedBatch) -> None:
-    tensors = {
-        "input_ids": batch.input_ids,
-        "positions": batch.positions,
-        "cu_seqlens": batch.cu_seqlens,
-    }
-    if batch.segment_ids is not None:
-        tensors["segment_ids"] = batch.segment_ids
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.int32:
-            raise TypeError(f"{name}: got {tensor.dtype}; torch.int32 is allowed")
-        if tensor.dim() != 1:
-            raise ValueError(f"{name}: got shape {list(tensor.shape)}; one dimension is allowed")
-        if tensor.device != batch.device:
-            raise ValueError(
-                f"{name}: on {tensor.device}, but input_ids is on {batch.device}; "
-                "both must be on one device"
-            )
-        if name != "cu_seqlens" and tensor.shape[0] != batch.num_tokens:
-            raise ValueError(
-                f"{name}: {tensor.shape[0]} values for {batch.num_tokens} tokens in input_ids"
-            )
-
-
-def _check_cu_seqlens(cu_seqlens: npt.NDArray[np.int32], num_tokens: int, max_seqlen: int) -> None:
-    if cu_seqlens.size == 0 or cu_seqlens[0] != 0 or cu_seqlens[-1] != num_tokens:
-        ends = f"{cu_seqlens[0]} to {cu_seqlens[-1]}" if cu_seqlens.size else "nothing"
-        raise ValueError(f"cu_seqlens: got {ends}; it must go from 0 to {num_tokens}, the tokens")
-    lengths = np.diff(cu_seqlens)
-    if lengths.size and lengths.min() < 0:
-        where = int(lengths.argmin())
-        raise ValueError(
-            f"cu_seqlens: falls from {cu_seqlens[where]} to {cu_seqlens[where + 1]} at sequence "
-            f"{where}; it must never fall"
-        )
-    if lengths.max(initial=0) > max_seqlen:
-        raise ValueError(
-            f"max_seqlen: got {max_seqlen}, but the longest sequence has {lengths.max()} tokens"
-        )
-
-
-def _check_range(
-    tensor: Tensor, size: int, cu_seqlens: npt.NDArray[np.int32], name: str, table: str
-) -> None:
-    values = tensor.cpu().numpy()
-    if values.size == 0 or (values.min() >= 0 and values.max() < size):
-        return
-    token = int(np.flatnonzero((values < 0) | (values >= size))[0])
-    sequence = int(np.searchsorted(cu_seqlens, token, side="right")) - 1
-    hint = (
-        " (the sequence is longer than the checkpoint's position table)"
-        if name == "positions" and values[token] >= size
-        else ""
-    )
-    raise ValueError(
-        f"{name}: {values[token]} at token {token - cu_seqlens[sequence]} of sequence {sequence} "
-        f"is outside the {table}; 0 to {size - 1} is allowed{hint}"
-    )

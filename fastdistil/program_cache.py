@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .backends import Program, Selection, check_names, select
+from .backends import EngineOptions, Program, Selection, check_names, select
 from .config import EncoderConfig
 
 # A sample is compared as bits, so an integer of its size does for every dtype.
@@ -32,11 +32,19 @@ class ProgramCache:
     Safe to use from several threads: they prepare once. Copies and pickles are empty.
     """
 
-    def __init__(self, config: EncoderConfig, precision: str = "auto", backend: str = "auto"):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        precision: str = "auto",
+        backend: str = "auto",
+        deterministic: bool = True,
+        cuda_graphs: bool = True,
+    ):
         check_names(precision, backend)
         self.config = config
         self.precision = precision
         self.backend = backend
+        self.options = EngineOptions(deterministic, cuda_graphs)
         self._lock = threading.Lock()
         self._prepared: _Prepared | None = None
 
@@ -51,6 +59,14 @@ class ProgramCache:
         """The last program; None before the first `get`."""
         prepared = self._prepared
         return prepared.program if prepared else None
+
+    @property
+    def reason(self) -> str:
+        """Why this backend, and how its program is doing; "" before the first `get`."""
+        prepared = self._prepared
+        if prepared is None:
+            return ""
+        return "; ".join(filter(None, (prepared.selection.reason, prepared.program.note)))
 
     def get(self, named_tensors: Mapping[str, Tensor]) -> Program:
         """The program for these weights.
@@ -73,24 +89,26 @@ class ProgramCache:
             return prepared.program
 
     def _prepare(self, named_tensors: Mapping[str, Tensor]) -> _Prepared:
-        device = next(iter(named_tensors.values())).device
+        first = next(iter(named_tensors.values()))
+        device = first.device
         for name, tensor in named_tensors.items():
             if tensor.device != device:
                 raise ValueError(
                     f"weights: {name} is on {tensor.device}, others are on {device}; "
                     "all must be on one device"
                 )
-        selection = select(self.config, device, self.precision, self.backend)
+        selection = select(self.config, device, self.precision, self.backend, first.dtype)
         # Watched from before the weights are read: a change meanwhile is found at the next call.
         watch = _Watch(list(named_tensors.values()))
         with torch.no_grad():
             program = selection.backend.prepare(
-                self.config, named_tensors, device, selection.precision
+                self.config, named_tensors, device, selection.precision, self.options
             )
         return _Prepared(watch, selection, program)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ProgramCache, (self.config, self.precision, self.backend)
+        options = (self.options.deterministic, self.options.cuda_graphs)
+        return ProgramCache, (self.config, self.precision, self.backend, *options)
 
 
 class _Prepared(NamedTuple):

@@ -82,8 +82,8 @@ def test_fp16_on_a_cpu() -> None:
     ("precision", "backend", "message"),
     [
         ("fp64", "auto", "precision: got 'fp64'; allowed: auto, fp32, bf16, fp16, int8, fp8"),
-        ("auto", "tpu", "backend: got 'tpu'; available: auto, cpu, reference"),
-        ("auto", "cuda", "backend: got 'cuda'; available: auto, cpu, reference"),
+        ("auto", "tpu", "backend: got 'tpu'; available: auto, cuda, cpu, reference"),
+        ("auto", "gpu", "backend: got 'gpu'; available: auto, cuda, cpu, reference"),
     ],
 )
 def test_unknown_names(precision: str, backend: str, message: str) -> None:

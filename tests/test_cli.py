@@ -65,6 +65,16 @@ def test_every_option_reaches_its_place(folder, model, capsys):
     np.testing.assert_allclose([record["vector"] for record in records], expected, atol=1e-6)
 
 
+def test_several_devices(folder, model, capsys):
+    arguments = ["encode", "in.txt", "-o", "out.npy", "--model", model, "--quiet"]
+    assert run(capsys, *arguments, "--device", "cpu,cpu") == (0, "", "")
+    expected = Encoder(model).encode(["one", "", "two words"])
+    np.testing.assert_allclose(np.load("out.npy"), expected, atol=1e-6)
+    code, _, err = run(capsys, *arguments, "--device", "cpu,meta")
+    assert code == 1
+    assert "device lists different kinds: cpu (cpu), meta (meta)" in err
+
+
 def test_the_summary_tells_what_was_not_plain(folder, model, capsys):
     Path("odd.jsonl").write_text('{"text": "\\ud800", "id": 1}\n{"text": "one two", "id": 2}\n')
     arguments = ["encode", "odd.jsonl", "-o", "out.npy", "--id-column", "id", "--model", model]
@@ -276,3 +286,32 @@ def test_info_tells_of_a_cap_on_the_instruction_set(monkeypatch):
     report = info.report()
     assert "FASTDISTIL_CPU_ISA=portable: nothing above it is used" in report
     assert "AVX-512 fp32" not in report.partition("unusable")[0].partition("precision auto")[0]
+
+
+def test_explain_prints_a_launch_plan(model, capsys):
+    code, out, err = run(capsys, "explain", "--batch", "2x16", "--gpu", "A100")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 sequences, 32 tokens (32 rows) in bf16 on one A100\n")
+    assert "varlen_attention" in out
+    code, out, _ = run(capsys, "explain", "--batch", "3,0,5", "--precision", "fp32")
+    assert (code, out.splitlines()[0]) == (
+        0,
+        "3 sequences, 8 tokens (16 rows) in fp32 on one H100",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--batch", "many"], 2, "'many' is neither SEQUENCESxTOKENS like 32x128 nor a list"),
+        (["--gpu", "Z80"], 1, "fastdistil: error: gpu: got 'Z80'; allowed: A100, "),
+        (["--batch", "1x600"], 1, "lengths: got 600; the model takes 512"),
+    ],
+)
+def test_explain_refuses(capsys, arguments, code, message):
+    try:
+        found = main(["explain", *arguments])
+    except SystemExit as stop:
+        found = stop.code
+    assert found == code
+    assert message in capsys.readouterr().err

@@ -243,6 +243,17 @@ def test_the_forward_itself_can_be_pickled() -> None:
     assert forward.encoder.forward is forward
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, _pickle])
+def test_copies_keep_the_options(copied: Callable[[Any], Any]) -> None:
+    model = random_hf_model("distilbert")
+    options = {"precision": "fp32", "deterministic": False, "cuda_graphs": False}
+    forward = copied(fastdistil.accelerate(model, **options)).forward
+    assert {name: getattr(forward, name) for name in options} == options
+    engine = forward._read().cache
+    assert not engine.options.deterministic
+    assert not engine.options.cuda_graphs
+
+
 @pytest.mark.parametrize("class_name", HEADS)
 def test_save_pretrained_and_state_dict(class_name: str, tmp_path: Path) -> None:
     model = accelerated(class_name)

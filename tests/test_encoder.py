@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import fastdistil
 from fastdistil import Encoder, encoder, progress
 from fastdistil.backends import select
+from fastdistil.batch_stream import TokenLimit
 from fastdistil.overlap import overlapped
 from fastdistil.packing import pack_flat, pack_ids
 from fastdistil.pooling import pool
@@ -174,14 +175,15 @@ def test_batches_hold_every_text_once_in_order_and_within_the_budget(chunks, bat
         ids = list(islice(numbers, sum(lengths)))
         everything += lengths
         stream.append(TokenizedTexts(np.array(ids, np.int32), np.array(lengths, np.int64)))
-    batches = list(encoder._batches(iter(stream), batch_tokens))
-    assert [n for _, lengths in batches for n in lengths.tolist()] == everything
-    assert [i for ids, _ in batches for i in ids.tolist()] == list(range(sum(everything)))
-    for ids, lengths in batches:
-        assert len(ids) == lengths.sum()
-        assert len(ids) <= batch_tokens or len(lengths) == 1
-    for (ids, _), (_, next_lengths) in pairwise(batches):
-        assert len(ids) + next_lengths[0] > batch_tokens, "a batch that had room for one more"
+    batches = list(encoder._batches(iter(stream), batch_tokens, TokenLimit()))
+    assert [n for batch in batches for n in batch.lengths.tolist()] == everything
+    assert [i for batch in batches for i in batch.ids.tolist()] == list(range(sum(everything)))
+    for batch in batches:
+        assert len(batch.ids) == batch.lengths.sum()
+        assert len(batch.ids) <= batch_tokens or len(batch.lengths) == 1
+    for batch, following in pairwise(batches):
+        tokens = len(batch.ids) + following.lengths[0]
+        assert tokens > batch_tokens, "a batch that had room for one more"
 
 
 def test_a_batch_from_a_stream_is_the_one_packing_makes(tiny_encoder):

@@ -520,7 +520,7 @@ def test_a_model_without_data_says_so() -> None:
     ("arguments", "message"),
     [
         ({"precision": "int8"}, "precision: 'int8' is not available yet; available: auto, fp32"),
-        ({"backend": "gpu"}, "backend: got 'gpu'; available: auto, cpu, reference"),
+        ({"backend": "gpu"}, "backend: got 'gpu'; available: auto, cuda, cpu, reference"),
     ],
 )
 def test_unknown_choices_are_refused_at_once(arguments: dict[str, Any], message: str) -> None:

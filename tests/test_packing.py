@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import re
@@ -16,11 +17,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
+from fastdistil.packed_batch import _ALIGNMENT, _copied_at_once, _facts_device
 from fastdistil.packing import (
+    HostFacts,
     PackedBatch,
-    _pack_padded_torch,
+    _pack_padded_device,
+    _padded_facts_device,
+    host_facts,
+    pack_flat,
     pack_ids,
     pack_padded,
+    padded_facts,
     plan_batches,
     unpack,
     validate,
@@ -28,7 +35,24 @@ from fastdistil.packing import (
 
 # Masks of any pattern: padding on either side, holes, rows of nothing, no rows, no columns.
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=7))
+# The same of something: what is empty never gets as far as the code for other devices.
+filled_masks = hnp.arrays(
+    np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=7)
+)
 ragged = st.lists(st.lists(st.integers(0, 98), max_size=9), max_size=8)
+
+
+def pack_on_device(
+    ids: Tensor,
+    mask: Tensor | None = None,
+    segments: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> tuple[PackedBatch, Tensor]:
+    """What `pack_padded` does on other devices, in plain PyTorch, here on the CPU."""
+    facts = _padded_facts_device(ids, mask, segments, positions, None)
+    assert facts.on_device is not None
+    kept = None if facts.keeps_all else mask
+    return _pack_padded_device(ids, kept, segments, positions, facts.on_device, None)
 
 
 def ids_like(mask: np.ndarray) -> Tensor:
@@ -73,24 +97,53 @@ def test_every_kind_of_mask_means_the_same(mask: np.ndarray, dtype: torch.dtype)
 
 
 @given(
-    masks,
+    filled_masks,
     st.booleans(),
-    st.booleans(),
+    st.sampled_from(["columns", "one row", "all rows"]),
     st.sampled_from([torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]),
 )
 def test_tensors_of_other_devices_are_packed_alike(
-    mask: np.ndarray, with_segments: bool, one_row_of_positions: bool, dtype: torch.dtype
+    mask: np.ndarray, with_segments: bool, which_positions: str, dtype: torch.dtype
 ) -> None:
-    """The path for other devices, on the CPU where it can be looked at."""
     ids, kept = ids_like(mask).to(dtype), torch.from_numpy(mask)
     segments = ids % 2 if with_segments else None
     positions = torch.arange(mask.shape[1]).flip(0).unsqueeze(0)
-    if not one_row_of_positions:
-        positions = positions.expand(mask.shape)
-    wanted, wanted_indices = pack_padded(ids, kept, segments, positions)
-    got, indices = _pack_padded_torch(ids, kept, segments, positions)
+    given_positions = {
+        "columns": None,
+        "one row": positions,
+        "all rows": positions.expand(mask.shape),
+    }[which_positions]
+    wanted, wanted_indices = pack_padded(ids, kept, segments, given_positions)
+    got, indices = pack_on_device(ids, kept, segments, given_positions)
     assert_same_batch(got, wanted)
     assert torch.equal(indices, wanted_indices)
+    assert_facts(got.facts, wanted)
+
+
+@given(filled_masks, st.sampled_from([1.0, 2.0, 0.5, float("nan")]))
+def test_what_is_learnt_about_a_mask_is_the_same_on_every_device(
+    mask: np.ndarray, value: float
+) -> None:
+    ids = ids_like(mask)
+    for dtype in (torch.float32, torch.bfloat16):
+        odd = torch.where(torch.from_numpy(mask), 1.0, 0.0).to(dtype)
+        odd[0, 0] = value
+        kept = odd.numpy(force=True) if dtype == torch.float32 else odd.float().numpy()
+        for facts in (padded_facts(ids, odd), _padded_facts_device(ids, odd, None, None, None)):
+            assert facts.is_binary == (value == 1)
+            assert facts.keeps_first == bool((kept[:, 0] != 0).all())
+            assert facts.keeps_all == bool((kept != 0).all())
+            assert facts.has_empty_row == bool((kept == 0).all(axis=1).any())
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)])
+def test_a_padded_batch_of_nothing_is_never_looked_at(shape: tuple[int, int]) -> None:
+    facts = padded_facts(torch.empty(shape, dtype=torch.long, device="meta"))
+    assert facts.keeps_all
+    assert facts.on_device is not None
+    assert facts.on_device.lengths.tolist() == [shape[1]] * shape[0]
+    nothing = torch.empty(shape, dtype=torch.long)
+    assert_same_batch(pack_on_device(nothing)[0], pack_padded(nothing)[0])
 
 
 @given(ragged)
@@ -113,6 +166,20 @@ def assert_same_batch(got: PackedBatch, wanted: PackedBatch) -> None:
         if ours is not None:
             assert ours.dtype == torch.int32
             assert torch.equal(ours, theirs), field
+
+
+def assert_facts(facts: HostFacts | None, batch: PackedBatch) -> None:
+    """They are those of `batch`, which is on the CPU."""
+    assert facts is not None
+    assert facts.cu_seqlens.dtype == np.int32
+    assert facts.cu_seqlens.tolist() == batch.cu_seqlens.tolist()
+    for name in ("input_ids", "positions", "segment_ids"):
+        tensor, extent = getattr(batch, name), getattr(facts, name)
+        if tensor is None:
+            assert extent is None, name
+        else:
+            ends = (tensor.min().item(), tensor.max().item()) if len(tensor) else (0, -1)
+            assert extent == ends, name
 
 
 def test_any_memory_layout_is_read_in_order() -> None:
@@ -156,6 +223,74 @@ def test_moving_a_batch() -> None:
     assert batch.segment_ids is not None
     assert batch.segment_ids.device.type == "meta"
     assert batch.max_seqlen == 2
+
+
+# ---- what the host knows
+
+SEGMENTED = [[5, 6], [], [7]], [[0, 1], [], [1]]
+
+
+@pytest.mark.parametrize("batch", [pack_ids(*SEGMENTED), pack_ids([[9, 4]]), pack_ids([])])
+def test_facts_go_along_to_another_device(batch: PackedBatch) -> None:
+    assert batch.facts is None
+    assert_facts(host_facts(batch), batch)
+    there = batch.to("meta")
+    assert_facts(there.facts, batch)
+    assert host_facts(there) is there.facts
+    assert batch.to("cpu") is batch
+    assert_facts(_facts_device(batch), batch)
+
+
+def test_facts_are_a_copy_of_what_the_batch_was() -> None:
+    lengths = np.array([2, 1])
+    batch = pack_flat(np.array([5, 6, 7], np.int32), lengths)
+    there = batch.to("meta")
+    batch.cu_seqlens.zero_()
+    assert there.facts is not None
+    assert there.facts.cu_seqlens.tolist() == [0, 2, 3]
+    with pytest.raises(ValueError, match="cu_seqlens: got 0 to 0"):
+        validate(batch, tiny_config())
+
+
+def test_facts_of_other_tensors_are_dropped() -> None:
+    there = pack_ids(*SEGMENTED).to("meta")
+    for name in ("input_ids", "positions", "segment_ids", "cu_seqlens"):
+        changed = dataclasses.replace(there, **{name: getattr(there, name).clone()})
+        assert changed.facts is None, name
+    assert dataclasses.replace(there, max_seqlen=3).facts is there.facts
+    assert copy.deepcopy(pack_ids(*SEGMENTED)).facts is None
+
+
+def test_a_batch_with_good_facts_is_not_looked_at() -> None:
+    """Tensors on the meta device cannot be."""
+    config = tiny_config("bert")
+    there = pack_ids(*SEGMENTED).to("meta")
+    assert validate(there, config) is there.facts
+    with pytest.raises(ValueError, match="max_seqlen: got 1, but the longest sequence has 2"):
+        validate(dataclasses.replace(there, max_seqlen=1), config)
+    with pytest.raises(NotImplementedError):  # it would say where, and looks
+        validate(pack_ids([[5, 99]]).to("meta"), config)
+
+
+def test_tensors_that_are_no_batch_go_nowhere() -> None:
+    batch = pack_ids([[5, 6]])
+    with pytest.raises(TypeError, match=r"positions: got torch\.int64; torch\.int32 is"):
+        dataclasses.replace(batch, positions=batch.positions.long()).to("meta")
+
+
+@given(st.lists(st.integers(0, 3 * _ALIGNMENT), min_size=1, max_size=4))
+def test_one_copy_of_several_tensors(sizes: list[int]) -> None:
+    """On the CPU, where the buffer copied is the buffer returned."""
+    tensors = [torch.arange(size, dtype=torch.int32) if size else None for size in sizes]
+    views = _copied_at_once(tensors, torch.device("cpu"))
+    for tensor, view in zip(tensors, views, strict=True):
+        if tensor is None:
+            assert view is None
+        else:
+            assert view is not None
+            assert torch.equal(view, tensor)
+            assert view.is_contiguous()
+            assert view.storage_offset() % _ALIGNMENT == 0
 
 
 # ---- planning
@@ -264,7 +399,7 @@ def test_padded_input_that_does_not_fit(
 
 
 def test_ids_beyond_int32_are_refused_on_other_devices_too() -> None:
-    batch, _ = _pack_padded_torch(IDS + 2**32, None, None, IDS - 2**40)
+    batch, _ = pack_on_device(IDS + 2**32, None, None, IDS - 2**40)
     with pytest.raises(ValueError, match=r"input_ids: .* is outside the vocabulary"):
         validate(batch, tiny_config())
     with pytest.raises(ValueError, match=r"positions: .* is outside the position table"):

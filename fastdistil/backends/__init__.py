@@ -7,18 +7,31 @@ from dataclasses import dataclass
 import torch
 
 from ..config import EncoderConfig
-from .base import Backend, Program
+from .base import Backend, EngineOptions, Program
 from .cpu import CpuBackend
+from .cuda import CudaBackend
 from .reference import ReferenceBackend
 
-__all__ = ["BACKENDS", "PRECISIONS", "Backend", "Program", "Selection", "select"]
+__all__ = [
+    "BACKENDS",
+    "PRECISIONS",
+    "Backend",
+    "EngineOptions",
+    "Program",
+    "Selection",
+    "check_names",
+    "select",
+]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cuda", "cpu", "reference")
 
 _AVAILABLE_PRECISIONS = ("fp32", "bf16", "fp16")
 _REFERENCE = ReferenceBackend()
 _CPU = CpuBackend()
+_CUDA = CudaBackend()
+# What is tried on a type of device, fastest first; plain PyTorch is tried last everywhere.
+_ENGINES: dict[str, tuple[Backend, ...]] = {"cuda": (_CUDA,), "cpu": (_CPU,)}
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ def select(
     device: torch.device,
     precision: str = "auto",
     backend: str = "auto",
+    dtype: torch.dtype = torch.float32,
 ) -> Selection:
     """Choose what runs a model.
 
@@ -43,22 +57,22 @@ def select(
         device: where its weights and inputs are.
         precision: one of PRECISIONS; "auto" is the backend's fastest with bf16-class error.
         backend: one of BACKENDS; "auto" takes the first that can, and keeps why the others cannot.
+        dtype: what its weights are in.
 
     Raises:
         ValueError: an unknown name, a precision that is not available yet, or nothing (or not the
             backend asked for) that can run this.
     """
     check_names(precision, backend)
-    order: list[Backend] = [_CPU, _REFERENCE]
-    if backend != "auto":
-        order = [candidate for candidate in order if candidate.name == backend]
-    elif device.type != "cpu":
-        order = [_REFERENCE]
+    if backend == "auto":
+        order = [*_ENGINES.get(device.type, ()), _REFERENCE]
+    else:
+        order = [engine for engine in (_CUDA, _CPU, _REFERENCE) if engine.name == backend]
     refusals: list[str] = []
     for candidate in order:
         wanted = precision
         if precision == "auto":
-            wanted = candidate.auto_precision(config, device)
+            wanted = candidate.auto_precision(config, device, dtype)
         refusal = candidate.supports(config, device, wanted)
         if refusal is None:
             what = candidate.describe(config, device, wanted)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -10,6 +11,23 @@ from torch import Tensor
 
 from ..config import EncoderConfig
 from ..packing import PackedBatch
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine may compute; what an engine has no choice about, it ignores.
+
+    Attributes:
+        deterministic: a sequence's bits depend on nothing but the sequence. False lets the GPU
+            engine take the fastest kernel for each size, whose roundings differ.
+        cuda_graphs: whether the GPU engine replays CUDA graphs instead of launching each kernel.
+    """
+
+    deterministic: bool = True
+    cuda_graphs: bool = True
+
+
+DEFAULT_OPTIONS = EngineOptions()
 
 
 class Program(Protocol):
@@ -28,13 +46,20 @@ class Program(Protocol):
 
     @property
     def instruction_set(self) -> str:
-        """What runs it, for people: "avx512", "PyTorch on cpu"..."""
+        """What runs it, for people: "avx512", "PyTorch on cpu"... The same while the bits are."""
+
+    @property
+    def note(self) -> str:
+        """How it is doing now, for people; "" where that never changes."""
 
     def run(self, batch: PackedBatch) -> Tensor:
         """Last hidden states [T, D] of a batch, which is validated before any kernel runs."""
 
     def run_pooled(self, batch: PackedBatch, pooling: str, normalize: bool) -> Tensor:
         """One float32 vector per sequence, [B, D], as `fastdistil.pooling.pool` defines it."""
+
+    def warmup(self, tokens: Sequence[int] | None, max_seqlen: int | None) -> None:
+        """Do now what a first batch of that size would wait for; see DistilBertModel.warmup."""
 
 
 class Backend(Protocol):
@@ -47,8 +72,13 @@ class Backend(Protocol):
     def supports(self, config: EncoderConfig, device: torch.device, precision: str) -> str | None:
         """None where it can run this, else why it cannot, as a clause for people."""
 
-    def auto_precision(self, config: EncoderConfig, device: torch.device) -> str:
-        """The fastest precision with an error no larger than bfloat16's on this hardware."""
+    def auto_precision(
+        self, config: EncoderConfig, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> str:
+        """The fastest precision with an error no larger than bfloat16's on this hardware.
+
+        `dtype` is what the weights are in.
+        """
 
     def describe(self, config: EncoderConfig, device: torch.device, precision: str) -> str:
         """What would run, as a phrase for people: "AVX-512 bf16 kernels on this CPU"."""
@@ -59,5 +89,6 @@ class Backend(Protocol):
         state_dict: Mapping[str, Tensor],
         device: torch.device,
         precision: str,
+        options: EngineOptions = DEFAULT_OPTIONS,
     ) -> Program:
         """A program from canonically named weights, which it copies what it needs of."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import EncoderConfig
 from ..packing import PackedBatch, validate
 from ..pooling import check_pooling
-from .base import Program
+from .base import DEFAULT_OPTIONS, EngineOptions, Program
 
 _C: Any = None
 _IMPORT_ERROR: ImportError | None = None
@@ -95,6 +95,7 @@ class CpuProgram:
     """One model's weights packed for one instruction set. Immutable, safe from several threads."""
 
     backend = "cpu"
+    note = ""
 
     def __init__(
         self, config: EncoderConfig, state_dict: Mapping[str, Tensor], precision: str, isa: str
@@ -143,6 +144,9 @@ class CpuProgram:
         """One float32 vector per sequence, [B, D]."""
         check_pooling(pooling)
         return self._run(batch, batch.num_sequences, pooling, normalize)
+
+    def warmup(self, tokens: Sequence[int] | None, max_seqlen: int | None) -> None:
+        """Nothing is left to do: weights are packed, and sizes need no preparation."""
 
     def _run(self, batch: PackedBatch, rows: int, pooling: str, normalize: bool) -> Tensor:
         arrays = [batch.input_ids, batch.positions, batch.cu_seqlens]
@@ -207,7 +211,9 @@ class CpuBackend:
             return f"it has no {precision} kernels for this CPU"
         return None
 
-    def auto_precision(self, config: EncoderConfig, device: torch.device) -> str:
+    def auto_precision(
+        self, config: EncoderConfig, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> str:
         """bf16 where the CPU multiplies bf16 in hardware (AMX, AVX-512 BF16), else fp32."""
         return "bf16" if _best_kernels("bf16") is not None else "fp32"
 
@@ -222,6 +228,7 @@ class CpuBackend:
         state_dict: Mapping[str, Tensor],
         device: torch.device,
         precision: str,
+        options: EngineOptions = DEFAULT_OPTIONS,
     ) -> Program:
         """Packed weights; the embedding tables are read in place where they are float32."""
         kernels = _best_kernels(precision)

@@ -8,7 +8,7 @@ once; attention takes one sequence at a time, so there is no mask and nothing to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import EncoderConfig
 from ..packing import PackedBatch, validate
 from ..pooling import check_pooling, pool
-from .base import Program
+from .base import DEFAULT_OPTIONS, EngineOptions, Program
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -126,6 +126,7 @@ class ReferenceProgram:
     device: torch.device
     precision: str
     backend: str = "reference"
+    note: str = ""
 
     @property
     def instruction_set(self) -> str:
@@ -147,6 +148,9 @@ class ReferenceProgram:
         with torch.no_grad():
             return pool(self.run(batch), batch.cu_seqlens, pooling, normalize)
 
+    def warmup(self, tokens: Sequence[int] | None, max_seqlen: int | None) -> None:
+        """Nothing is left to do."""
+
 
 class ReferenceBackend:
     """Plain PyTorch: slow, and everywhere."""
@@ -163,10 +167,12 @@ class ReferenceBackend:
             return "fp16 is not available on a CPU; fp32 and bf16 are"
         return None
 
-    def auto_precision(self, config: EncoderConfig, device: torch.device) -> str:
-        """bf16 where a GPU has it in hardware (compute capability 8.0), else fp32."""
+    def auto_precision(
+        self, config: EncoderConfig, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> str:
+        """16 bits where a GPU has bf16 in hardware (compute capability 8.0), else fp32."""
         if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16"
+            return "fp16" if dtype == torch.float16 else "bf16"
         return "fp32"
 
     def describe(self, config: EncoderConfig, device: torch.device, precision: str) -> str:
@@ -179,6 +185,7 @@ class ReferenceBackend:
         state_dict: Mapping[str, Tensor],
         device: torch.device,
         precision: str,
+        options: EngineOptions = DEFAULT_OPTIONS,
     ) -> Program:
         """A converted copy of the weights."""
         dtype = _DTYPES[precision]

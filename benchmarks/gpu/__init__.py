@@ -1,0 +1,1 @@
+"""What a GPU has to prove: `make gpu`. See `benchmarks/gpu/__main__.py`."""

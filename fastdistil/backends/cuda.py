@@ -1,0 +1,355 @@
+"""The GPU engine: Triton kernels over packed tokens, a CUDA graph per size.
+
+A program owns one set of buffers. A forward copies its batch in, runs the steps of `cuda_plan` for
+its bucket, and copies the result out, all queued on the caller's stream: nothing waits for the GPU
+where the host knows the lengths already (`PackedBatch.facts`). Several threads and streams take
+turns at queueing; the GPU keeps their order.
+
+In Triton's interpreter (TRITON_INTERPRET=1) the same engine runs on CPU tensors, without graphs:
+that is how it is tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..config import EncoderConfig
+from ..packing import PackedBatch, validate
+from ..pooling import check_pooling
+from .base import DEFAULT_OPTIONS, EngineOptions, Program
+from .cuda_graphs import GraphCache
+from .cuda_plan import Buffers, ForwardPlan, Step, bucket_of, length_class_of
+from .cuda_weights import fold
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+HEAD_DIMS = (32, 64, 128)
+
+_OLDEST_TRITON = (3, 6)
+_OLDEST_GPU = (8, 0)
+# Lists of steps kept by a program; building one takes less than a millisecond.
+_MOST_PLANS = 1024
+
+
+class CudaProgram:
+    """One model's weights folded for one GPU. Safe to call from several threads and streams."""
+
+    backend = "cuda"
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        state_dict: Mapping[str, Tensor],
+        device: torch.device,
+        precision: str,
+        options: EngineOptions,
+    ):
+        from ..kernels.settings import settings_for
+
+        self.precision = precision
+        self._config = config
+        self._device = device
+        self._dtype = DTYPES[precision]
+        self._settings = settings_for(device)
+        self._options = options
+        self._tokens = bucket_of(self._settings.chunk_tokens)
+        # Tensors made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._weights = fold(config, state_dict, device, self._dtype)
+            self._plan = self._plan_over(self._tokens)
+            self._buffers = self._plan.buffers
+            counts = self._buffers.sequences + 1
+            self._counts = torch.arange(counts, dtype=torch.int32, device=device)
+        self._steps: dict[_Key, list[Step]] = {}
+        self._graphs = GraphCache(device) if options.cuda_graphs and _is_gpu(device) else None
+        self._lock = threading.Lock()
+        self._stream: torch.cuda.Stream | None = None
+
+    @property
+    def instruction_set(self) -> str:
+        """The GPU generation of the kernels, and which launch settings they have."""
+        settings = self._settings
+        origin = f"measured on {settings.measured_on}" if settings.measured_on else "unmeasured"
+        return f"Triton, {settings.target}, settings {settings.fingerprint} ({origin})"
+
+    @property
+    def note(self) -> str:
+        """What launches the kernels."""
+        if self._graphs is not None and self._graphs.failure is None:
+            return "CUDA graphs"
+        why = self._graphs.failure if self._graphs is not None else "cuda_graphs=False"
+        if not _is_gpu(self._device):
+            why = "in the interpreter"
+        return f"plain launches ({why})"
+
+    def run(self, batch: PackedBatch) -> Tensor:
+        """Last hidden states [T, D] in the precision's dtype."""
+        with torch.no_grad():
+            out = torch.empty(
+                batch.num_tokens, self._config.hidden_size, dtype=self._dtype, device=self._device
+            )
+            for piece, buffers in self._forward(batch):
+                out[piece.tokens].copy_(buffers.hidden(piece.count))
+        return out
+
+    def run_pooled(self, batch: PackedBatch, pooling: str, normalize: bool) -> Tensor:
+        """One float32 vector per sequence, [B, D]."""
+        from ..kernels.pooling import pool_launch
+
+        check_pooling(pooling)
+        with torch.no_grad():
+            size = (batch.num_sequences, self._config.hidden_size)
+            out = torch.empty(size, dtype=torch.float32, device=self._device)
+            for piece, buffers in self._forward(batch):
+                vectors = out[piece.sequences]
+                cu_seqlens = buffers.cu_seqlens[: len(vectors) + 1]
+                if piece.count == 0:
+                    vectors.zero_()
+                    continue
+                hidden = buffers.hidden(piece.count)
+                pool_launch(hidden, cu_seqlens, pooling, normalize, vectors, self._settings).run()
+        return out
+
+    def warmup(self, tokens: Sequence[int] | None, max_seqlen: int | None) -> None:
+        """Compile the kernels and capture the graphs of these sizes.
+
+        Args:
+            tokens: total tokens of batches; None: the powers of two up to the largest at once.
+            max_seqlen: their longest sequence; None: the longest the model takes.
+
+        Raises:
+            ValueError: a size below 1.
+        """
+        longest = self._config.max_positions if max_seqlen is None else max_seqlen
+        sizes = _powers_of_two(self._tokens) if tokens is None else list(tokens)
+        if longest < 1 or min(sizes, default=1) < 1:
+            raise ValueError(f"warmup: got tokens {sizes}, max_seqlen {longest}; from 1 up")
+        for size in sizes:
+            self.run(_example(min(size, self._tokens), longest, self._config).to(self._device))
+
+    def launches(self, tokens: int, max_seqlen: int, segments: bool = False) -> list[Step]:
+        """The steps of a forward of that size, over this program's own buffers."""
+        return self._steps_of(_key(tokens, 1, max_seqlen, segments, self._tokens))
+
+    def _steps_of(self, key: _Key) -> list[Step]:
+        steps = self._steps.get(key)
+        if steps is None:
+            if len(self._steps) >= _MOST_PLANS:
+                self._steps.clear()
+            steps = self._steps[key] = self._plan.steps(*key)
+        return steps
+
+    def _plan_over(self, tokens: int) -> ForwardPlan:
+        """A plan with buffers of its own for so many tokens, and as many sequences."""
+        buffers = Buffers(self._config, self._dtype, self._device, tokens, sequences=tokens)
+        deterministic = self._options.deterministic
+        return ForwardPlan(self._config, self._weights, buffers, self._settings, deterministic)
+
+    def _forward(self, batch: PackedBatch) -> Iterator[tuple[_Piece, Buffers]]:
+        """Run a batch in one or more turns; a turn's buffers must be read before the next."""
+        if batch.device != self._device:
+            raise ValueError(f"batch: on {batch.device}, but the weights are on {self._device}")
+        pieces = cut(validate(batch, self._config).cu_seqlens, self._tokens)
+        with self._lock, _device_of(self._device):
+            self._take_over_the_buffers()
+            for piece in pieces:
+                # A single sequence longer than the buffers brings its own.
+                fits = piece.count <= self._buffers.tokens
+                plan = self._plan if fits else self._plan_over(bucket_of(piece.count))
+                if piece.count:
+                    self._copy_in(batch, piece, plan.buffers)
+                    self._compute(plan, piece, batch.segment_ids is not None)
+                yield piece, plan.buffers
+
+    def _take_over_the_buffers(self) -> None:
+        """Have the current stream wait for what another one still does with the buffers."""
+        if not _is_gpu(self._device):
+            return
+        stream = torch.cuda.current_stream(self._device)
+        if self._stream != stream:
+            if self._stream is not None:
+                stream.wait_stream(self._stream)
+            self._buffers.record_stream(stream)
+            self._stream = stream
+
+    def _copy_in(self, batch: PackedBatch, piece: _Piece, buffers: Buffers) -> None:
+        first, last = piece.sequences.start, piece.sequences.stop
+        cu_seqlens = batch.cu_seqlens[first : last + 1]
+        if piece.tokens.start:
+            cu_seqlens = cu_seqlens - piece.tokens.start
+        pairs = [
+            (buffers.input_ids, batch.input_ids[piece.tokens]),
+            (buffers.positions, batch.positions[piece.tokens]),
+            (buffers.cu_seqlens, cu_seqlens),
+            (buffers.num_sequences, self._counts[last - first : last - first + 1]),
+        ]
+        if batch.segment_ids is not None:
+            pairs.append((buffers.segment_ids, batch.segment_ids[piece.tokens]))
+        # One kernel copies them all.
+        torch._foreach_copy_(
+            [buffer[: len(values)] for buffer, values in pairs], [values for _, values in pairs]
+        )
+
+    def _compute(self, plan: ForwardPlan, piece: _Piece, segments: bool) -> None:
+        sequences = piece.sequences.stop - piece.sequences.start
+        capacity = plan.buffers.sequences
+        key = _key(piece.count, sequences, piece.max_seqlen, segments, capacity)
+        if plan is not self._plan:
+            steps = plan.steps(*key)
+        else:
+            steps = self._steps_of(key)
+            if self._graphs is not None:
+                self._graphs.run(key, steps)
+                return
+        for step in steps:
+            step.run()
+
+
+# What a list of steps is made for: rows, most sequences, longest sequence, whether segments come.
+_Key = tuple[int, int, int, bool]
+
+
+def _key(tokens: int, sequences: int, max_seqlen: int, segments: bool, capacity: int) -> _Key:
+    """Sizes rounded up, so that few lists serve all batches.
+
+    Hardly a batch has more sequences than rows, since most of them would be empty.
+    """
+    rows = bucket_of(tokens)
+    most = rows if sequences <= rows else capacity
+    return rows, most, length_class_of(max_seqlen), segments
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive sequences of a batch that go through the buffers together."""
+
+    sequences: slice
+    tokens: slice
+    max_seqlen: int
+
+    @property
+    def count(self) -> int:
+        """How many tokens they have."""
+        return int(self.tokens.stop - self.tokens.start)
+
+
+def cut(cu_seqlens: npt.NDArray[np.int32], most: int) -> list[_Piece]:
+    """Cut a batch into runs of whole sequences, of about equal size.
+
+    Args:
+        cu_seqlens: [B + 1].
+        most: tokens and sequences in a run; a longer sequence is a run of its own.
+    """
+    total, sequences = int(cu_seqlens[-1]), len(cu_seqlens) - 1
+    turns = max(-(-total // most), 1)
+    share = max(-(-total // turns), 1)
+    pieces, first = [], 0
+    while first < sequences:
+        start = int(cu_seqlens[first])
+        # As far as an even share reaches, with the sequence on its edge if that one fits.
+        last = int(np.searchsorted(cu_seqlens, start + share, side="left"))
+        if last > sequences or cu_seqlens[last] - start > most:
+            last = int(np.searchsorted(cu_seqlens, start + most, side="right")) - 1
+        last = min(max(last, first + 1), first + most, sequences)
+        longest = int(np.diff(cu_seqlens[first : last + 1]).max())
+        pieces.append(_Piece(slice(first, last), slice(start, int(cu_seqlens[last])), longest))
+        first = last
+    return pieces
+
+
+class CudaBackend:
+    """Triton kernels for NVIDIA GPUs from compute capability 8.0 on."""
+
+    name = "cuda"
+
+    def supports(self, config: EncoderConfig, device: torch.device, precision: str) -> str | None:
+        """None where it can run this, else why it cannot."""
+        if precision not in DTYPES:
+            return f"it has {', '.join(DTYPES)}, not {precision}"
+        if config.head_dim not in HEAD_DIMS:
+            allowed = ", ".join(map(str, HEAD_DIMS))
+            return f"its attention takes heads of {allowed} numbers, not {config.head_dim}"
+        return _triton_problem() or _device_problem(device)
+
+    def auto_precision(
+        self, config: EncoderConfig, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> str:
+        """The weights' own 16-bit type; bf16 for float32 weights."""
+        return "fp16" if dtype == torch.float16 else "bf16"
+
+    def describe(self, config: EncoderConfig, device: torch.device, precision: str) -> str:
+        """The kernels, for people."""
+        if not _is_gpu(device):
+            return f"Triton {precision} kernels in Triton's interpreter"
+        return f"Triton {precision} kernels on {torch.cuda.get_device_name(device)}"
+
+    def prepare(
+        self,
+        config: EncoderConfig,
+        state_dict: Mapping[str, Tensor],
+        device: torch.device,
+        precision: str,
+        options: EngineOptions = DEFAULT_OPTIONS,
+    ) -> Program:
+        """Folded copies of the weights, and the buffers."""
+        return CudaProgram(config, state_dict, device, precision, options)
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _device_of(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if _is_gpu(device) else nullcontext()
+
+
+def _triton_problem() -> str | None:
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "triton is not installed (pip install triton)"
+    numbers = tuple(int(part) for part in found.split(".")[:2])
+    if numbers < _OLDEST_TRITON:
+        wanted = ".".join(map(str, _OLDEST_TRITON))
+        return f"it needs triton {wanted} or newer; this is {found}"
+    return None
+
+
+def _device_problem(device: torch.device) -> str | None:
+    from ..kernels.launch import interpreted
+
+    if device.type == "cpu" and interpreted():
+        return None
+    if not _is_gpu(device):
+        return f"it runs on cuda devices, not on {device.type}"
+    if interpreted():
+        return "TRITON_INTERPRET is set, and Triton's interpreter takes CPU tensors here"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _OLDEST_GPU:
+        have, need = (".".join(map(str, numbers)) for numbers in (capability, _OLDEST_GPU))
+        name = torch.cuda.get_device_name(device)
+        return f"it needs compute capability {need} or newer; {name} has {have}"
+    return None
+
+
+def _powers_of_two(most: int) -> list[int]:
+    return [1 << power for power in range(4, most.bit_length()) if 1 << power <= most]
+
+
+def _example(tokens: int, max_seqlen: int, config: EncoderConfig) -> PackedBatch:
+    """A batch of so many tokens in sequences of at most that length, of ids that exist."""
+    ends = np.append(np.arange(0, tokens, max_seqlen), tokens).astype(np.int32)
+    zeros = torch.zeros(tokens, dtype=torch.int32)
+    # Whether segment ids are given decides which graph a batch takes; most callers give none.
+    return PackedBatch(
+        zeros, zeros, None, torch.from_numpy(ends), min(max_seqlen, config.max_positions)
+    )

@@ -1,0 +1,298 @@
+"""Embeddings in one pass: y = LayerNorm(words[id] + segments[segment] + positions[position]).
+
+    input_ids [T], positions [T], segment_ids [T] or none,
+    words [V, D], position table [P, D], segment table [S, D] or none -> y [T, D]
+
+Three gathers, their sum in float32, and the LayerNorm of the sum while it is in registers
+(Devlin et al., arXiv:1810.04805, section 3; DistilBERT has no segments). Rows are held as in
+`layernorm.py`.
+
+An id outside its table is read as the nearest row there is, never past the table's end, and noted:
+the kernel sets a bit in `errors`, which somebody has to look at.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
+from .layernorm import (
+    check_width,
+    layernorm_reference,
+    load_row_parts,
+    normalize_row_parts,
+    row_parts,
+    store_row_parts,
+)
+from .settings import Settings, settings_for
+
+WORD, POSITION, SEGMENT = 1, 2, 4  # bits of `errors`
+
+
+@triton.jit
+def look_up(ids_ptr, tokens, exist, size, errors_ptr, BIT: tl.constexpr):
+    """Row numbers of a table of `size` rows, whatever the ids say; BIT is set if one was wrong."""
+    ids = tl.load(ids_ptr + tokens, mask=exist, other=0)
+    wrong = (ids < 0) | (ids >= size)
+    if tl.max(wrong.to(tl.int32), 0) > 0:
+        tl.atomic_or(errors_ptr, BIT)
+    return tl.minimum(tl.maximum(ids, 0), size - 1)
+
+
+@triton.jit(
+    do_not_specialize=["tokens", "word_rows", "position_rows", "segment_rows", "eps"],
+    do_not_specialize_on_alignment=["input_ids_ptr", "positions_ptr", "segment_ids_ptr"],
+)
+def embed_layernorm_kernel(
+    input_ids_ptr,  # int32 [tokens]
+    positions_ptr,  # int32 [tokens]
+    segment_ids_ptr,  # int32 [tokens], or None for row 0
+    word_ptr,  # [word_rows, WIDTH]
+    position_ptr,  # [position_rows, WIDTH]
+    segment_ptr,  # [segment_rows, WIDTH] or None
+    weight_ptr,  # [WIDTH]
+    bias_ptr,  # [WIDTH]
+    out_ptr,  # [tokens, WIDTH]
+    errors_ptr,  # int32 [1]
+    tokens,
+    word_rows,
+    position_rows,
+    segment_rows,
+    eps,
+    WIDTH: tl.constexpr,
+    FIRST: tl.constexpr,
+    REST: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    exist = rows < tokens
+    words = look_up(input_ids_ptr, rows, exist, word_rows, errors_ptr, 1)
+    places = look_up(positions_ptr, rows, exist, position_rows, errors_ptr, 2)
+    first, rest = load_row_parts(word_ptr, words, exist, WIDTH, FIRST, REST)
+    # In the order of the definition: word, segment, position.
+    if segment_ptr is not None:
+        segments = tl.zeros((ROWS,), dtype=tl.int32)
+        if segment_ids_ptr is not None:
+            segments = look_up(segment_ids_ptr, rows, exist, segment_rows, errors_ptr, 4)
+        more, others = load_row_parts(segment_ptr, segments, exist, WIDTH, FIRST, REST)
+        first += more
+        rest += others
+    more, others = load_row_parts(position_ptr, places, exist, WIDTH, FIRST, REST)
+    first += more
+    rest += others
+    first, rest = normalize_row_parts(first, rest, weight_ptr, bias_ptr, eps, WIDTH, FIRST, REST)
+    store_row_parts(out_ptr, rows, exist, first, rest, WIDTH, FIRST, REST)
+
+
+def embed_layernorm_launch(
+    input_ids: Tensor,
+    positions: Tensor,
+    segment_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    segment: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out: Tensor,
+    errors: Tensor,
+    settings: Settings,
+) -> Launch:
+    """The launch that writes the embeddings.
+
+    Args:
+        input_ids, positions, segment_ids: int32 [T]; segment_ids may be None, for row 0.
+        word: [V, D]; position: [P, D]; segment: [S, D], or None for no segment embeddings; bf16,
+            fp16 or fp32, all of one dtype; D at most 8192.
+        weight, bias: [D], in that dtype.
+        eps: added to the variance.
+        out: [T, D], in that dtype.
+        errors: int32 [1]: bits WORD, POSITION and SEGMENT are set where an id is outside its table.
+        settings: for the GPU that it will run on.
+
+    Raises:
+        TypeError: a dtype the kernel does not read, or dtypes that differ.
+        ValueError: shapes, devices or gaps that do not fit; an empty table; segment ids without a
+            segment table.
+    """
+    check_tensor("word", word, (None, None), DTYPES)
+    (tokens,), width = input_ids.shape, word.shape[1]
+    check_width("word", width)
+    if segment_ids is not None and segment is None:
+        raise ValueError("segment_ids: given without a segment table; None is allowed then")
+    for name, table in (("word", word), ("position", position), ("segment", segment)):
+        if table is None:
+            continue
+        check_tensor(name, table, (None, width), (word.dtype,))
+        if not table.shape[0]:
+            raise ValueError(f"{name}: got no rows; at least one is needed")
+    names = {"input_ids": input_ids, "positions": positions, "segment_ids": segment_ids}
+    for name, ids in names.items():
+        if ids is not None:
+            check_tensor(name, ids, (tokens,), (torch.int32,))
+    for name, vector in (("weight", weight), ("bias", bias)):
+        check_tensor(name, vector, (width,), (word.dtype,))
+    check_tensor("out", out, (tokens, width), (word.dtype,))
+    check_tensor("errors", errors, (1,), (torch.int32,))
+    others = {**names, "position": position, "segment": segment, "weight": weight, "bias": bias}
+    check_same_device("word", word, {**others, "out": out, "errors": errors})
+    setting = settings.rows("embed_layernorm", word.dtype)
+    tables = 2 + (segment is not None)
+    return Launch(
+        name="embed_layernorm",
+        kernel=embed_layernorm_kernel,
+        grid=(triton.cdiv(tokens, setting.rows),),
+        arguments={
+            "input_ids_ptr": input_ids,
+            "positions_ptr": positions,
+            "segment_ids_ptr": segment_ids,
+            "word_ptr": word,
+            "position_ptr": position,
+            "segment_ptr": segment,
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "out_ptr": out,
+            "errors_ptr": errors,
+            "tokens": tokens,
+            "word_rows": word.shape[0],
+            "position_rows": position.shape[0],
+            "segment_rows": 0 if segment is None else segment.shape[0],
+            "eps": eps,
+        },
+        constants={**row_parts(width), "ROWS": setting.rows},
+        num_warps=setting.num_warps,
+        num_stages=1,
+        flops=out.numel() * (7 + tables - 1),
+        # A row of every table for each token, and the ids.
+        moved=(tables + 1) * size_of(out) + size_of(weight, bias, *names.values()),
+    )
+
+
+def embed_layernorm(
+    input_ids: Tensor,
+    positions: Tensor,
+    segment_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    segment: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    errors: Tensor | None = None,
+) -> Tensor:
+    """LayerNorm of the sum of the embeddings.
+
+    Args:
+        input_ids, positions, segment_ids: int32 [T]; segment_ids may be None, for row 0.
+        word: [V, D]; position: [P, D]; segment: [S, D], or None for no segment embeddings.
+        weight, bias: [D], in the tables' dtype.
+        eps: added to the variance.
+        errors: int32 [1], where bits are set for ids outside their tables (WORD, POSITION,
+            SEGMENT); the caller looks at it when it likes. None: this call looks, which waits for
+            the GPU.
+
+    Returns:
+        [T, D], in the tables' dtype.
+
+    Raises:
+        TypeError, ValueError: as `embed_layernorm_launch`; without `errors`, also a ValueError for
+            an id outside its table.
+    """
+    operands = (input_ids, positions, segment_ids, word, position, segment, weight, bias, eps)
+    if errors is not None:
+        return _embed_layernorm(*operands, errors)
+    errors = torch.zeros(1, dtype=torch.int32, device=word.device)
+    out = _embed_layernorm(*operands, errors)
+    check_errors(errors, word, position, segment)
+    return out
+
+
+def check_errors(errors: Tensor, word: Tensor, position: Tensor, segment: Tensor | None) -> None:
+    """Raise if the kernel has met an id outside its table. Waits for the GPU.
+
+    Raises:
+        ValueError: naming the ids and what is allowed.
+    """
+    found = int(errors.item())
+    tables = (
+        (WORD, "input_ids", word),
+        (POSITION, "positions", position),
+        (SEGMENT, "segment_ids", segment),
+    )
+    for bit, name, table in tables:
+        if found & bit and table is not None:
+            raise ValueError(
+                f"{name}: some are outside the table; 0 to {table.shape[0] - 1} is allowed"
+            )
+
+
+@torch.library.custom_op("fastdistil::embed_layernorm", mutates_args=("errors",))
+def _embed_layernorm(
+    input_ids: Tensor,
+    positions: Tensor,
+    segment_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    segment: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    errors: Tensor,
+) -> Tensor:
+    out = word.new_empty(input_ids.shape[0], word.shape[1])
+    launch = embed_layernorm_launch(
+        input_ids,
+        positions,
+        segment_ids,
+        word,
+        position,
+        segment,
+        weight,
+        bias,
+        eps,
+        out,
+        errors,
+        settings_for(word.device),
+    )
+    submit(launch, word.device)
+    return out
+
+
+@_embed_layernorm.register_fake
+def _(
+    input_ids: Tensor,
+    positions: Tensor,
+    segment_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    segment: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    errors: Tensor,
+) -> Tensor:
+    return word.new_empty(input_ids.shape[0], word.shape[1])
+
+
+def embed_layernorm_reference(
+    input_ids: Tensor,
+    positions: Tensor,
+    segment_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    segment: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """The definition: in float32, or in float64 where the tables are, and rounded once."""
+    wide = torch.promote_types(word.dtype, torch.float32)
+    total = word[input_ids.long()].to(wide)
+    if segment is not None:
+        ids = torch.zeros_like(input_ids) if segment_ids is None else segment_ids
+        total = total + segment[ids.long()].to(wide)
+    total = total + position[positions.long()].to(wide)
+    return layernorm_reference(total, weight, bias, eps).to(word.dtype)

@@ -1,0 +1,700 @@
+"""Padded batches to packed ones and back, on the device.
+
+    pack:    mask [B, S] -> positions [N], indices [N], cu_seqlens [B + 1]
+    measure: ids, mask, positions, segments [B, S] -> what the host must know to pack them
+    unpack:  hidden [T, D], indices [T] -> [B, S, D], zeros at pads
+
+Whoever asks a GPU for a number waits until it has caught up. So `pack` asks nothing: a row's tokens
+go from cu_seqlens[b] on, which a kernel that counts and a cumulative sum over B numbers give, and
+each finds its own place from how many in its row come before it. `measure` gathers all that the
+host wants to know, lengths and ranges of ids, into one small tensor, for one copy and one wait.
+
+All numbers are integers, so no order of adding them is better than another. A program takes one row
+of the mask, a block of columns at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
+from .settings import Settings, settings_for
+
+IDS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+MASKS = (torch.bool, *IDS, torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+# Columns of a mask that a program looks at together.
+_BLOCK_COLUMNS = 1024
+# Numbers that fill a warp's widest loads: of a row of states, this many go together at least.
+_WARP_COLUMNS = 256
+
+# The smallest and the largest of no numbers: the largest and the smallest there are.
+_LARGEST = tl.constexpr(2**63 - 1)
+_SMALLEST = tl.constexpr(-(2**63))
+
+# --- pack -----------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["row_stride", "width"])
+def count_kernel(
+    mask_ptr,  # [rows, width], rows row_stride apart
+    counts_ptr,  # int32 [rows + 1]: 0, then how many each row keeps
+    row_stride,
+    width,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    start_ptr = mask_ptr + row.to(tl.int64) * row_stride
+    kept = tl.zeros((BLOCK,), dtype=tl.int32)
+    for start in range(0, width, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = tl.load(start_ptr + columns, mask=columns < width, other=0)
+        kept += (mask != 0).to(tl.int32)
+    tl.store(counts_ptr + row + 1, tl.sum(kept, axis=0))
+    tl.store(counts_ptr, 0, mask=row == 0)
+
+
+@triton.jit(do_not_specialize=["row_stride", "width", "places"])
+def pack_kernel(
+    mask_ptr,  # [rows, width], rows row_stride apart
+    cu_seqlens_ptr,  # int32 [rows + 1]
+    positions_ptr,  # int32 [places]
+    indices_ptr,  # int64 [places]
+    row_stride,
+    width,
+    places,  # at most rows * width
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    start_ptr = mask_ptr + row.to(tl.int64) * row_stride
+    kept = tl.load(cu_seqlens_ptr + row).to(tl.int64)
+    cells = tl.num_programs(0).to(tl.int64) * width
+    for start in range(0, width, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        there = columns < width
+        mask = tl.load(start_ptr + columns, mask=there, other=0)
+        keeps = (mask != 0).to(tl.int32)
+        before = kept + (tl.cumsum(keeps, axis=0) - keeps)
+        index = row.to(tl.int64) * width + columns
+        # What is dropped fills the end, from behind, so that every place is written.
+        place = tl.where(keeps != 0, before, cells - 1 - (index - before))
+        inside = there & (place < places)
+        tl.store(positions_ptr + place, tl.where(keeps != 0, columns, 0), mask=inside)
+        tl.store(indices_ptr + place, tl.where(keeps != 0, index, 0), mask=inside)
+        kept += tl.sum(keeps, axis=0)
+
+
+def count_launch(mask: Tensor, counts: Tensor, settings: Settings) -> Launch:
+    """The launch that writes 0 and then how many entries of each row are not zero.
+
+    Args:
+        mask: [B, S], one of MASKS, contiguous within rows.
+        counts: int32 [B + 1]; left alone where B is 0.
+        settings: for the GPU that it will run on.
+
+    Raises:
+        TypeError: a dtype the kernel does not read or write.
+        ValueError: shapes, devices or gaps that do not fit.
+    """
+    _check_padded("mask", mask, tuple(mask.shape), MASKS)
+    _check_rowwise("mask", mask)
+    batch, width = mask.shape
+    check_tensor("counts", counts, (batch + 1,), (torch.int32,))
+    check_same_device("mask", mask, {"counts": counts})
+    return Launch(
+        name="count",
+        kernel=count_kernel,
+        grid=(batch,),
+        arguments={
+            "mask_ptr": _as_numbers(mask),
+            "counts_ptr": counts,
+            "row_stride": mask.stride(0),
+            "width": width,
+        },
+        constants={"BLOCK": _block(width)},
+        num_warps=settings.rows("pack", mask.dtype).num_warps,
+        num_stages=1,
+        flops=0,
+        moved=size_of(mask, counts),
+    )
+
+
+def pack_launch(
+    mask: Tensor, cu_seqlens: Tensor, positions: Tensor, indices: Tensor, settings: Settings
+) -> Launch:
+    """The launch that writes where the kept tokens are.
+
+    Args:
+        mask: [B, S], one of MASKS, contiguous within rows.
+        cu_seqlens: int32 [B + 1], the cumulative sum of `count_launch`'s counts.
+        positions, indices: int32 and int64 [N], N at most B * S.
+        settings: for the GPU that it will run on.
+
+    Raises:
+        TypeError: a dtype the kernel does not read or write.
+        ValueError: shapes, devices or gaps that do not fit.
+    """
+    _check_padded("mask", mask, tuple(mask.shape), MASKS)
+    _check_rowwise("mask", mask)
+    batch, width = mask.shape
+    check_tensor("cu_seqlens", cu_seqlens, (batch + 1,), (torch.int32,))
+    check_tensor("positions", positions, (None,), (torch.int32,))
+    _check_total("positions", len(positions), mask)
+    check_tensor("indices", indices, (len(positions),), (torch.int64,))
+    others = {"cu_seqlens": cu_seqlens, "positions": positions, "indices": indices}
+    check_same_device("mask", mask, others)
+    return Launch(
+        name="pack",
+        kernel=pack_kernel,
+        grid=(batch,),
+        arguments={
+            "mask_ptr": _as_numbers(mask),
+            "cu_seqlens_ptr": cu_seqlens,
+            "positions_ptr": positions,
+            "indices_ptr": indices,
+            "row_stride": mask.stride(0),
+            "width": width,
+            "places": len(positions),
+        },
+        constants={"BLOCK": _block(width)},
+        num_warps=settings.rows("pack", mask.dtype).num_warps,
+        num_stages=1,
+        flops=0,
+        moved=size_of(mask, cu_seqlens, positions, indices),
+    )
+
+
+def pack(mask: Tensor, total: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the kept tokens of a padded batch are, without waiting for the device.
+
+    Args:
+        mask: [B, S], bool, integers or floats; anything but zero keeps a token.
+        total: how many are kept, where the host knows that; up to B * S. With fewer than there are,
+            the last ones are left out.
+
+    Returns:
+        positions, int32 [N]: the column of each kept token.
+        indices, int64 [N]: its place in the flattened batch, ascending.
+        cu_seqlens, int32 [B + 1]: where each row begins among them.
+        N is `total`; without it B * S, of which the first cu_seqlens[B] count and the others are 0.
+
+    Raises:
+        TypeError, ValueError: as `pack_launch`.
+    """
+    positions, indices, cu_seqlens = _pack(mask, total)
+    return positions, indices, cu_seqlens
+
+
+@torch.library.custom_op("fastdistil::pack", mutates_args=())
+def _pack(mask: Tensor, total: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    _check_padded("mask", mask, tuple(mask.shape), MASKS)
+    places = mask.numel() if total is None else total
+    _check_total("total", places, mask)
+    mask = _rowwise(mask)
+    settings = settings_for(mask.device)
+    counts = mask.new_empty(len(mask) + 1, dtype=torch.int32)
+    if not len(mask):
+        counts.zero_()
+    submit(count_launch(mask, counts, settings), mask.device)
+    cu_seqlens = counts.cumsum(0, dtype=torch.int32)
+    positions, indices, _ = _empty_places(mask, places)
+    submit(pack_launch(mask, cu_seqlens, positions, indices, settings), mask.device)
+    return positions, indices, cu_seqlens
+
+
+@_pack.register_fake
+def _(mask: Tensor, total: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_places(mask, mask.numel() if total is None else total)
+
+
+def _empty_places(mask: Tensor, places: int) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        mask.new_empty(places, dtype=torch.int32),
+        mask.new_empty(places, dtype=torch.int64),
+        mask.new_empty(mask.shape[0] + 1, dtype=torch.int32),
+    )
+
+
+def pack_reference(mask: Tensor, total: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition."""
+    keep = mask != 0
+    kept = keep.flatten().nonzero().flatten()
+    indices = torch.nn.functional.pad(kept, (0, mask.numel() - len(kept)))
+    indices = indices[:total]
+    ends = torch.nn.functional.pad(keep.sum(dim=1).cumsum(0), (1, 0))
+    positions = indices % max(mask.shape[1], 1)
+    return positions.to(torch.int32), indices, ends.to(torch.int32)
+
+
+# --- measure --------------------------------------------------------------------------------------
+
+
+@triton.jit
+def widen(
+    row_ptr,  # [width], any integers
+    columns,  # [BLOCK]
+    keeps,  # [BLOCK]
+    low,  # int64 [BLOCK]
+    high,  # int64 [BLOCK]
+):
+    """The range so far, made as wide as it takes for the kept numbers of a block."""
+    values = tl.load(row_ptr + columns, mask=keeps, other=0).to(tl.int64)
+    return tl.where(keeps, tl.minimum(low, values), low), tl.where(
+        keeps, tl.maximum(high, values), high
+    )
+
+
+@triton.jit
+def store_range(partial_ptr, rows, low, high):
+    """The range of a row: its two ends are `rows` numbers apart."""
+    tl.store(partial_ptr, tl.min(low, axis=0))
+    tl.store(partial_ptr + rows, tl.max(high, axis=0))
+
+
+@triton.jit(
+    do_not_specialize=["ids_stride", "mask_stride", "positions_stride", "segments_stride", "width"]
+)
+def measure_kernel(
+    ids_ptr,  # [rows, width], rows ids_stride apart
+    mask_ptr,  # likewise, or None: all are kept
+    positions_ptr,  # likewise, or None: columns
+    segments_ptr,  # likewise, or None
+    facts_ptr,  # int64 [rows + ...]: kept of each row
+    partial_ptr,  # int64 [6 or 8, rows]: of each row, what `facts` says of all
+    ids_stride,
+    mask_stride,
+    positions_stride,
+    segments_stride,
+    width,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    rows = tl.num_programs(0)
+    step = row.to(tl.int64)
+    kept = tl.zeros((BLOCK,), dtype=tl.int32)
+    binary = tl.full((BLOCK,), 1, dtype=tl.int32)
+    first = tl.full((BLOCK,), 1, dtype=tl.int32)
+    low = tl.full((BLOCK,), _LARGEST, dtype=tl.int64)
+    high = tl.full((BLOCK,), _SMALLEST, dtype=tl.int64)
+    least_place, last_place = low, high
+    least_segment, last_segment = low, high
+    for start in range(0, width, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        keeps = columns < width
+        if mask_ptr is not None:
+            mask = tl.load(mask_ptr + step * mask_stride + columns, mask=keeps, other=0)
+            keeps = mask != 0
+            binary = tl.where(keeps & (mask != 1), 0, binary)
+            first = tl.where((columns == 0) & (mask == 0), 0, first)
+        kept += keeps.to(tl.int32)
+        low, high = widen(ids_ptr + step * ids_stride, columns, keeps, low, high)
+        if positions_ptr is None:
+            places = columns.to(tl.int64)
+            least_place = tl.where(keeps, tl.minimum(least_place, places), least_place)
+            last_place = tl.where(keeps, tl.maximum(last_place, places), last_place)
+        else:
+            least_place, last_place = widen(
+                positions_ptr + step * positions_stride, columns, keeps, least_place, last_place
+            )
+        if segments_ptr is not None:
+            least_segment, last_segment = widen(
+                segments_ptr + step * segments_stride, columns, keeps, least_segment, last_segment
+            )
+    tl.store(facts_ptr + row, tl.sum(kept, axis=0).to(tl.int64))
+    partial_ptr += step
+    tl.store(partial_ptr, tl.min(binary, axis=0).to(tl.int64))
+    tl.store(partial_ptr + rows, tl.min(first, axis=0).to(tl.int64))
+    store_range(partial_ptr + 2 * rows, rows, low, high)
+    store_range(partial_ptr + 4 * rows, rows, least_place, last_place)
+    if segments_ptr is not None:
+        store_range(partial_ptr + 6 * rows, rows, least_segment, last_segment)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def gather_kernel(
+    partial_ptr,  # int64 [facts, rows]
+    facts_ptr,  # int64 [rows + facts]
+    rows,
+    BLOCK: tl.constexpr,
+):
+    fact = tl.program_id(0)
+    low = tl.full((BLOCK,), _LARGEST, dtype=tl.int64)
+    high = tl.full((BLOCK,), _SMALLEST, dtype=tl.int64)
+    for start in range(0, rows, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        there = at < rows
+        values = tl.load(partial_ptr + fact * rows + at, mask=there, other=0)
+        low = tl.where(there, tl.minimum(low, values), low)
+        high = tl.where(there, tl.maximum(high, values), high)
+    # Two truths, which hold of no rows too; then ranges: a smallest, a largest, and so on.
+    smallest = tl.min(low, axis=0)
+    smallest = tl.where((fact < 2) & (rows == 0), 1, smallest)
+    largest = tl.max(high, axis=0)
+    is_largest = (fact >= 2) & (fact % 2 == 1)
+    tl.store(facts_ptr + rows + fact, tl.where(is_largest, largest, smallest))
+
+
+def measure_launches(
+    input_ids: Tensor,
+    mask: Tensor | None,
+    position_ids: Tensor | None,
+    segment_ids: Tensor | None,
+    facts: Tensor,
+    partial: Tensor,
+    settings: Settings,
+) -> tuple[Launch, Launch]:
+    """The two launches that write `measure`'s facts: of each row, then of all of them.
+
+    Args:
+        input_ids: [B, S], one of IDS, contiguous within rows.
+        mask: [B, S], one of MASKS, contiguous within rows, or None.
+        position_ids, segment_ids: as input_ids, or None.
+        facts: int64 [B + 6], or [B + 8] with segment_ids.
+        partial: int64 [6, B], or [8, B]: what the first launch leaves for the second.
+        settings: for the GPU that they will run on.
+
+    Raises:
+        TypeError: a dtype the kernels do not read or write.
+        ValueError: shapes, devices or gaps that do not fit.
+    """
+    _check_padded("input_ids", input_ids, tuple(input_ids.shape), IDS)
+    _check_rowwise("input_ids", input_ids)
+    batch, width = input_ids.shape
+    kinds = {"mask": MASKS, "position_ids": IDS, "segment_ids": IDS}
+    given = {"mask": mask, "position_ids": position_ids, "segment_ids": segment_ids}
+    for name, tensor in given.items():
+        if tensor is not None:
+            _check_padded(name, tensor, (batch, width), kinds[name])
+            _check_rowwise(name, tensor)
+    numbers = _number_of_facts(segment_ids)
+    check_tensor("facts", facts, (batch + numbers,), (torch.int64,))
+    check_tensor("partial", partial, (numbers, batch), (torch.int64,))
+    check_same_device("input_ids", input_ids, {**given, "facts": facts, "partial": partial})
+    warps = settings.rows("pack", input_ids.dtype).num_warps
+    by_row = Launch(
+        name="measure",
+        kernel=measure_kernel,
+        grid=(batch,),
+        arguments={
+            "ids_ptr": input_ids,
+            "mask_ptr": None if mask is None else _as_numbers(mask),
+            "positions_ptr": position_ids,
+            "segments_ptr": segment_ids,
+            "facts_ptr": facts,
+            "partial_ptr": partial,
+            "ids_stride": input_ids.stride(0),
+            "mask_stride": _row_stride(mask),
+            "positions_stride": _row_stride(position_ids),
+            "segments_stride": _row_stride(segment_ids),
+            "width": width,
+        },
+        constants={"BLOCK": _block(width)},
+        num_warps=warps,
+        num_stages=1,
+        flops=0,
+        moved=size_of(input_ids, mask, position_ids, segment_ids, partial) + 8 * batch,
+    )
+    of_all = Launch(
+        name="measure_all",
+        kernel=gather_kernel,
+        grid=(numbers,),
+        arguments={"partial_ptr": partial, "facts_ptr": facts, "rows": batch},
+        constants={"BLOCK": _block(batch)},
+        num_warps=warps,
+        num_stages=1,
+        flops=0,
+        moved=size_of(partial) + 8 * numbers,
+    )
+    return by_row, of_all
+
+
+def measure(
+    input_ids: Tensor,
+    mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """What the host must know to pack a padded batch, in one small tensor: one copy, one wait.
+
+    Args:
+        input_ids: integers [B, S].
+        mask: [B, S], bool, integers or floats; anything but zero keeps a token. None: all are kept.
+        position_ids: integers [B, S] or [1, S]. None: columns.
+        segment_ids: integers [B, S] or [1, S], or None.
+
+    Returns:
+        int64 [B + 6], or [B + 8] with segment_ids, on input_ids' device:
+
+            [0 : B]          how many tokens each row keeps
+            [B]              1 where every mask value is 0 or 1, else 0
+            [B + 1]          1 where column 0 is kept in all rows, else 0
+            [B + 2 : B + 4]  the smallest and the largest kept input id
+            [B + 4 : B + 6]  the smallest and the largest kept position
+            [B + 6 : B + 8]  the smallest and the largest kept segment id
+
+        Where nothing is kept the smallest is the largest int64 and the largest the smallest.
+
+    Raises:
+        TypeError, ValueError: as `measure_launches`.
+    """
+    return _measure(input_ids, mask, position_ids, segment_ids)
+
+
+@torch.library.custom_op("fastdistil::measure", mutates_args=())
+def _measure(
+    input_ids: Tensor,
+    mask: Tensor | None,
+    position_ids: Tensor | None,
+    segment_ids: Tensor | None,
+) -> Tensor:
+    _check_padded("input_ids", input_ids, tuple(input_ids.shape), IDS)
+    wide = [
+        _as_wide_as(input_ids, name, tensor)
+        for name, tensor in (("position_ids", position_ids), ("segment_ids", segment_ids))
+    ]
+    facts = _empty_facts(input_ids, segment_ids)
+    partial = facts.new_empty(_number_of_facts(segment_ids), len(input_ids))
+    rows = (_rowwise(input_ids), None if mask is None else _rowwise(mask), *wide)
+    for launch in measure_launches(*rows, facts, partial, settings_for(input_ids.device)):
+        submit(launch, input_ids.device)
+    return facts
+
+
+@_measure.register_fake
+def _(
+    input_ids: Tensor,
+    mask: Tensor | None,
+    position_ids: Tensor | None,
+    segment_ids: Tensor | None,
+) -> Tensor:
+    return _empty_facts(input_ids, segment_ids)
+
+
+def _number_of_facts(segment_ids: Tensor | None) -> int:
+    return 6 if segment_ids is None else 8
+
+
+def _empty_facts(input_ids: Tensor, segment_ids: Tensor | None) -> Tensor:
+    numbers = input_ids.shape[0] + _number_of_facts(segment_ids)
+    return input_ids.new_empty(numbers, dtype=torch.int64)
+
+
+def measure_reference(
+    input_ids: Tensor,
+    mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """The definition."""
+    batch, width = input_ids.shape
+    if mask is None:
+        mask = input_ids.new_ones(batch, width)
+    if position_ids is None:
+        position_ids = torch.arange(width, device=input_ids.device).expand(batch, width)
+    keep = mask != 0
+    truths = [((mask == 1) | ~keep).all(), keep[:, :1].all()]
+    ends = []
+    for tensor in (input_ids, position_ids, segment_ids):
+        if tensor is not None:
+            kept = tensor.expand(batch, width)[keep].long()
+            limits = torch.tensor([_LARGEST.value, _SMALLEST.value], device=kept.device)
+            ends += [torch.cat([kept, limits[:1]]).amin(), torch.cat([kept, limits[1:]]).amax()]
+    return torch.cat([keep.sum(dim=1), torch.stack([n.long() for n in truths + ends])])
+
+
+# --- unpack ---------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["tokens", "cells", "steps"])
+def unpack_kernel(
+    hidden_ptr,  # [tokens, WIDTH]
+    indices_ptr,  # int64 [tokens], ascending
+    out_ptr,  # [cells, WIDTH]
+    tokens,
+    cells,
+    steps,  # halvings that leave one of `tokens` and one more
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # One pass over the result, pads included: each row of it looks for its token by bisection.
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    low = tl.zeros((ROWS,), dtype=tl.int32)
+    high = low + tokens
+    for _ in range(steps):
+        middle = low + (high - low) // 2
+        going = low < high
+        smaller = tl.load(indices_ptr + middle, mask=going, other=0) < row
+        low = tl.where(going & smaller, middle + 1, low)
+        high = tl.where(going & (smaller == 0), middle, high)
+    found = tl.load(indices_ptr + low, mask=low < tokens, other=-1) == row
+    for start in tl.static_range(0, WIDTH, BLOCK):
+        columns = start + tl.arange(0, BLOCK)[None, :]
+        there = columns < WIDTH
+        source_ptr = hidden_ptr + low.to(tl.int64)[:, None] * WIDTH + columns
+        values = tl.load(source_ptr, mask=found[:, None] & there, other=0.0)
+        inside = (row < cells)[:, None] & there
+        tl.store(out_ptr + row[:, None] * WIDTH + columns, values, mask=inside)
+
+
+def unpack_launch(hidden: Tensor, indices: Tensor, out: Tensor, settings: Settings) -> Launch:
+    """The launch that puts each token where it was, and zeros elsewhere.
+
+    Args:
+        hidden: [T, D], bf16, fp16 or fp32, contiguous.
+        indices: int64 [T], ascending: places in the flattened batch.
+        out: [B, S, D], in hidden's dtype.
+        settings: for the GPU that it will run on.
+
+    Raises:
+        TypeError: a dtype the kernel does not read, or dtypes that differ.
+        ValueError: shapes, devices or gaps that do not fit.
+    """
+    check_tensor("hidden", hidden, (None, None), DTYPES)
+    tokens, width = hidden.shape
+    check_tensor("indices", indices, (tokens,), (torch.int64,))
+    check_tensor("out", out, (None, None, width), (hidden.dtype,))
+    check_same_device("hidden", hidden, {"indices": indices, "out": out})
+    setting = settings.rows("pack", hidden.dtype)
+    cells = out.shape[0] * out.shape[1]
+    return Launch(
+        name="unpack",
+        kernel=unpack_kernel,
+        # A row of no numbers is written as it is.
+        grid=(triton.cdiv(cells, setting.rows) if width else 0,),
+        arguments={
+            "hidden_ptr": hidden,
+            "indices_ptr": indices,
+            "out_ptr": out,
+            "tokens": tokens,
+            "cells": cells,
+            "steps": tokens.bit_length(),
+        },
+        constants={"WIDTH": width, "ROWS": setting.rows, "BLOCK": _copied_together(width)},
+        num_warps=setting.num_warps,
+        num_stages=1,
+        flops=0,
+        moved=size_of(hidden, indices, out),
+    )
+
+
+def unpack(hidden: Tensor, indices: Tensor, batch_size: int, seq_len: int) -> Tensor:
+    """Packed states as a padded batch.
+
+    Args:
+        hidden: [T, D], bf16, fp16 or fp32, contiguous.
+        indices: int64 [T], as `pack` gives them: each token's place in the flattened batch,
+            ascending. A place outside the batch is left out.
+        batch_size, seq_len: B and S.
+
+    Returns:
+        [B, S, D], in hidden's dtype; zeros where no token goes.
+
+    Raises:
+        TypeError, ValueError: as `unpack_launch`.
+    """
+    return _unpack(hidden, indices, batch_size, seq_len)
+
+
+@torch.library.custom_op("fastdistil::unpack", mutates_args=())
+def _unpack(hidden: Tensor, indices: Tensor, batch_size: int, seq_len: int) -> Tensor:
+    check_tensor("hidden", hidden, (None, None), DTYPES)
+    out = hidden.new_empty(batch_size, seq_len, hidden.shape[1])
+    submit(unpack_launch(hidden, indices, out, settings_for(hidden.device)), hidden.device)
+    return out
+
+
+@_unpack.register_fake
+def _(hidden: Tensor, indices: Tensor, batch_size: int, seq_len: int) -> Tensor:
+    return hidden.new_empty(batch_size, seq_len, hidden.shape[1])
+
+
+def unpack_reference(hidden: Tensor, indices: Tensor, batch_size: int, seq_len: int) -> Tensor:
+    """The definition."""
+    out = hidden.new_zeros(batch_size * seq_len, hidden.shape[1])
+    out[indices] = hidden
+    return out.view(batch_size, seq_len, -1)
+
+
+# --- what they share ------------------------------------------------------------------------------
+
+
+def _block(count: int) -> int:
+    return min(triton.next_power_of_2(max(count, 32)), _BLOCK_COLUMNS)
+
+
+def _copied_together(width: int) -> int:
+    """Columns of a block: such that the width is a multiple of it, where that fills a warp."""
+    largest_divisor = width & -width
+    if largest_divisor >= _WARP_COLUMNS:
+        return min(largest_divisor, _BLOCK_COLUMNS)
+    return _block(width)
+
+
+def _as_numbers(mask: Tensor) -> Tensor:
+    """A mask of bools as the bytes that it is."""
+    return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+
+
+def _row_stride(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.stride(0)
+
+
+def _rowwise(tensor: Tensor) -> Tensor:
+    """The same numbers, without gaps within a row."""
+    return tensor if _is_rowwise(tensor) else tensor.contiguous()
+
+
+def _is_rowwise(tensor: Tensor) -> bool:
+    return tensor.shape[1] <= 1 or tensor.stride(1) == 1
+
+
+def _as_wide_as(input_ids: Tensor, name: str, tensor: Tensor | None) -> Tensor | None:
+    """Position or segment ids for every row; one row of them serves all, uncopied."""
+    if tensor is None:
+        return None
+    batch, width = input_ids.shape
+    if tensor.shape not in ((batch, width), (1, width)):
+        raise ValueError(
+            f"{name}: got shape {list(tensor.shape)}; [{batch}, {width}] like input_ids or "
+            f"[1, {width}] is allowed"
+        )
+    return _rowwise(tensor).expand(batch, width)
+
+
+def _check_padded(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+) -> None:
+    """Refuse what is no [B, S] of those dtypes.
+
+    Raises:
+        TypeError, ValueError: another dtype, another shape.
+    """
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: got {tensor.dtype}; allowed: {', '.join(map(str, dtypes))}")
+    if tensor.dim() != 2 or tuple(tensor.shape) != shape:
+        wanted = list(shape) if len(shape) == 2 else "[B, S]"
+        raise ValueError(f"{name}: got shape {list(tensor.shape)}; {wanted} is allowed")
+
+
+def _check_rowwise(name: str, tensor: Tensor) -> None:
+    """Refuse rows with gaps; rows themselves may lie anywhere.
+
+    Raises:
+        ValueError: gaps.
+    """
+    if not _is_rowwise(tensor):
+        raise ValueError(f"{name}: its rows are not contiguous; call .contiguous() on it")
+
+
+def _check_total(name: str, total: int, mask: Tensor) -> None:
+    """Refuse more tokens than a batch has places for.
+
+    Raises:
+        ValueError: naming the limit.
+    """
+    if not 0 <= total <= mask.numel():
+        raise ValueError(f"{name}: got {total} tokens; 0 to {mask.numel()} is allowed")

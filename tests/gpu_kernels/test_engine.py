@@ -1,0 +1,295 @@
+"""The whole packed forward on the kernels, against the definition and against itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import randomize, tiny_config
+from torch import Tensor
+
+from fastdistil.backends import reference
+from fastdistil.backends.cuda import CudaProgram
+from fastdistil.config import EncoderConfig
+from fastdistil.model import DistilBertModel
+from fastdistil.packing import PackedBatch, pack_ids
+from fastdistil.pooling import pool
+
+# Two heads of 32; sizes that are no powers of two.
+SIZES: dict[str, Any] = {"hidden_size": 96, "num_heads": 3, "intermediate_size": 112}
+LENGTHS = [5, 0, 1, 17, 40, 16, 0, 33]
+PRECISIONS = ("fp32", "bf16", "fp16")
+# Error allowed, of a token's cosine and of the largest value: the promises of the README.
+LEAST_COSINE = {"bf16": 0.9998, "fp16": 0.9998}
+FP32_ERROR = 2e-5
+
+
+def tiny(kind: str = "bert", **changes: Any) -> EncoderConfig:
+    return tiny_config(kind, **(SIZES | changes))
+
+
+def model_of(
+    config: EncoderConfig, device: torch.device, precision: str = "bf16", **options: Any
+) -> DistilBertModel:
+    """Seeded weights that make a difference, in float32."""
+    model = DistilBertModel(config, precision=precision, backend="cuda", **options)
+    randomize(model)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def batch_of(
+    config: EncoderConfig, lengths: Sequence[int], device: torch.device, segments: bool = False
+) -> PackedBatch:
+    generator = np.random.default_rng(len(lengths))
+    ids = [generator.integers(1, config.vocab_size, length) for length in lengths]
+    rows = [generator.integers(0, 2, length) for length in lengths] if segments else None
+    return pack_ids(ids, rows).to(device)
+
+
+def exact(model: DistilBertModel, batch: PackedBatch) -> Tensor:
+    """The definition, in float64."""
+    weights = {name: tensor.double().cpu() for name, tensor in model.state_dict().items()}
+    return reference.forward(model.config, weights, batch.to("cpu"))
+
+
+def assert_within_budget(got: Tensor, want: Tensor, precision: str) -> None:
+    got = got.double().cpu()
+    assert got.isfinite().all()
+    if precision == "fp32":
+        assert (got - want).abs().max() <= FP32_ERROR * want.abs().max()
+    else:
+        cosine = torch.nn.functional.cosine_similarity(got, want, dim=1)
+        assert cosine.min() >= LEAST_COSINE[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("segments", [False, True])
+def test_equals_the_definition(device: torch.device, precision: str, segments: bool) -> None:
+    model = model_of(tiny(), device, precision)
+    batch = batch_of(model.config, LENGTHS, device, segments)
+    got = model.forward_packed(batch)
+    assert got.dtype == torch.float32
+    assert_within_budget(got, exact(model, batch), precision)
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "relu", "silu"])
+def test_other_activations(device: torch.device, activation: str) -> None:
+    model = model_of(tiny("distilbert", activation=activation), device, "fp32")
+    batch = batch_of(model.config, LENGTHS, device)
+    assert_within_budget(model.forward_packed(batch), exact(model, batch), "fp32")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_pools(device: torch.device, pooling: str, normalize: bool) -> None:
+    model = model_of(tiny("distilbert"), device, "fp32")
+    batch = batch_of(model.config, LENGTHS, device)
+    got = model.encode_packed(batch, pooling, normalize)
+    want = pool(exact(model, batch), batch.cu_seqlens.cpu(), pooling, normalize)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double().cpu(), want.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_without_layers(device: torch.device) -> None:
+    model = model_of(tiny(num_layers=0), device, "fp32")
+    batch = batch_of(model.config, LENGTHS, device)
+    assert_within_budget(model.forward_packed(batch), exact(model, batch), "fp32")
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]])
+def test_no_tokens(device: torch.device, lengths: list[int]) -> None:
+    model = model_of(tiny(), device)
+    batch = batch_of(model.config, lengths, device)
+    assert model.forward_packed(batch).shape == (0, model.config.hidden_size)
+    vectors = model.encode_packed(batch)
+    assert vectors.shape == (len(lengths), model.config.hidden_size)
+    assert not vectors.any()
+
+
+@pytest.mark.usefixtures("ordered_sums")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bits_do_not_depend_on_the_batch(device: torch.device, precision: str) -> None:
+    model = model_of(tiny(num_layers=1), device, precision)
+    batch = batch_of(model.config, LENGTHS, device)
+    together = model.forward_packed(batch)
+    for start, stop in zip(
+        batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True
+    ):
+        if start < stop:
+            alone = pack_ids([batch.input_ids[start:stop].cpu()]).to(device)
+            assert torch.equal(model.forward_packed(alone), together[start:stop])
+
+
+@pytest.mark.usefixtures("ordered_sums")
+def test_more_sequences_than_tokens(device: torch.device) -> None:
+    model = model_of(tiny(num_layers=1), device)
+    batch = batch_of(model.config, [0] * 40 + [5] + [0] * 30 + [3], device)
+    few = pack_ids([batch.input_ids[:5].cpu(), batch.input_ids[5:].cpu()]).to(device)
+    assert torch.equal(model.forward_packed(batch), model.forward_packed(few))
+
+
+@pytest.mark.usefixtures("ordered_sums")
+def test_large_batches_go_in_turns(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(num_layers=1)
+    batch = batch_of(config, LENGTHS, device)
+    whole = model_of(config, device)
+    want, vectors = whole.forward_packed(batch), whole.encode_packed(batch)
+    in_turns = model_of(config, device)
+    program = in_turns.program()
+    assert isinstance(program, CudaProgram)
+    monkeypatch.setattr(program, "_tokens", 32)
+    assert torch.equal(in_turns.forward_packed(batch), want)
+    assert torch.equal(in_turns.encode_packed(batch), vectors)
+
+
+@pytest.mark.usefixtures("ordered_sums")
+def test_a_sequence_longer_than_the_buffers(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(num_layers=1)
+    batch = batch_of(config, [3, 40, 5], device)
+    want = model_of(config, device).forward_packed(batch)
+    model = model_of(config, device)
+    program = model.program()
+    assert isinstance(program, CudaProgram)
+    monkeypatch.setattr(program, "_tokens", 16)
+    monkeypatch.setattr(program._buffers, "tokens", 16)
+    assert torch.equal(model.forward_packed(batch), want)
+
+
+def test_weights_are_folded_again_when_they_change(device: torch.device) -> None:
+    model = model_of(tiny(), device, "fp32")
+    batch = batch_of(model.config, LENGTHS, device)
+    model.forward_packed(batch)
+    with torch.no_grad():
+        model.transformer.layer[0].attention.q_lin.weight.mul_(1.5)
+    assert_within_budget(model.forward_packed(batch), exact(model, batch), "fp32")
+
+
+def test_bad_ids_are_refused_before_anything_runs(device: torch.device) -> None:
+    model = model_of(tiny(), device)
+    batch = pack_ids([[1, 2, 3], [4, model.config.vocab_size]]).to(device)
+    with pytest.raises(ValueError, match="input_ids"):
+        model.forward_packed(batch)
+    with pytest.raises(ValueError, match="input_ids"):
+        model.encode_packed(batch)
+
+
+def test_threads_take_turns(device: torch.device) -> None:
+    model = model_of(tiny(num_layers=1), device)
+    batches = [batch_of(model.config, LENGTHS[: 3 + i], device) for i in range(3)]
+    wanted = [model.forward_packed(batch) for batch in batches]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(2 if device.type == "cpu" else 50):
+            if not torch.equal(model.forward_packed(batches[index]), wanted[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_warmup_prepares_and_refuses_nonsense(device: torch.device) -> None:
+    model = model_of(tiny(), device)
+    model.warmup(tokens=40, max_seqlen=20)
+    with pytest.raises(ValueError, match="from 1 up"):
+        model.warmup(tokens=[16, 0])
+
+
+def test_explains_itself(device: torch.device) -> None:
+    found = model_of(tiny(), device).explain()
+    assert found["backend"] == "cuda"
+    assert found["instruction_set"].startswith("Triton, sm_")
+    assert "launches" in found["reason"] or "graphs" in found["reason"]
+
+
+def test_not_deterministic_is_right_as_well(device: torch.device) -> None:
+    model = model_of(tiny(), device, "fp32", deterministic=False)
+    batch = batch_of(model.config, LENGTHS, device)
+    assert_within_budget(model.forward_packed(batch), exact(model, batch), "fp32")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_products_by_cublas(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, activation: str
+) -> None:
+    from fastdistil.kernels.settings import LinearSetting, Settings
+
+    monkeypatch.setattr(Settings, "linear", lambda *_, **__: LinearSetting(variant="cublas"))
+    model = model_of(tiny(activation=activation), device, "bf16", deterministic=False)
+    batch = batch_of(model.config, LENGTHS, device)
+    assert_within_budget(model.forward_packed(batch), exact(model, batch), "bf16")
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; `make gpu-test`")
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_graphs_give_the_bits_of_plain_launches(device: torch.device) -> None:
+    config = tiny()
+    graphs, plain = (model_of(config, device, cuda_graphs=on) for on in (True, False))
+    for lengths in ([7], LENGTHS, [40] * 9, [1] * 70):
+        batch = batch_of(config, lengths, device)
+        want = plain.forward_packed(batch)
+        for _ in range(3):  # the first captures, the others replay
+            assert torch.equal(graphs.forward_packed(batch), want)
+    assert graphs.explain()["reason"].endswith("; CUDA graphs")
+    assert plain.explain()["reason"].endswith("; plain launches (cuda_graphs=False)")
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_streams_take_turns(device: torch.device) -> None:
+    model = model_of(tiny(), device)
+    batches = [batch_of(model.config, LENGTHS[: 2 + i], device) for i in range(6)]
+    wanted = [model.forward_packed(batch) for batch in batches]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in batches]
+    for _ in range(20):
+        found = []
+        for stream, batch in zip(streams, batches, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(model.forward_packed(batch))
+        torch.cuda.synchronize()
+        assert all(map(torch.equal, found, wanted))
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_nothing_waits_where_lengths_are_known(device: torch.device) -> None:
+    model = model_of(tiny(), device)
+    batch = batch_of(model.config, LENGTHS, device)
+    model.encode_packed(batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.forward_packed(batch)
+        model.encode_packed(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_a_failed_capture_falls_back(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(tiny(), device)
+    batch = batch_of(model.config, LENGTHS, device)
+    want = model_of(tiny(), device, cuda_graphs=False).forward_packed(batch)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no capture today")
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", refuse)
+    assert torch.equal(model.forward_packed(batch), want)
+    assert torch.equal(model.forward_packed(batch), want)
+    assert "no capture today" in model.explain()["reason"]
