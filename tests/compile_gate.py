@@ -48,7 +48,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.runtime.driver import driver
 
-from fastdistil.kernels import attention, embedding, gelu, layernorm, linear, pooling
+from fastdistil.kernels import attention, embedding, gelu, layernorm, linear, packing, pooling
 from fastdistil.kernels.launch import Launch, interpreted
 from fastdistil.kernels.settings import (
     TARGETS,
@@ -158,7 +158,8 @@ def dtypes_of(kind: str, target: str) -> tuple[torch.dtype, ...]:
 
 
 def short(dtype: torch.dtype) -> str:
-    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def models(settings: Settings) -> Iterator[tuple[torch.dtype, int, int]]:
@@ -171,18 +172,17 @@ def models(settings: Settings) -> Iterator[tuple[torch.dtype, int, int]]:
 
 def layers(key: str) -> list[tuple[int, int, str | None]]:
     """out_features, in_features and activation of the layers that a key of the settings covers."""
+    (hidden, intermediate), (narrow, narrow_intermediate) = MODELS
     known = [
-        layer
-        for hidden, intermediate in MODELS
-        for layer in (
-            (3 * hidden, hidden, None),
-            (hidden, hidden, None),
-            (intermediate, hidden, "gelu"),
-            (hidden, intermediate, None),
-        )
-        if key in ("*", f"{layer[0]}x{layer[1]}")
+        (3 * hidden, hidden, None),
+        (hidden, hidden, None),
+        (intermediate, hidden, "gelu"),
+        (hidden, intermediate, None),
+        (narrow_intermediate, narrow, "gelu"),
+        (narrow, narrow_intermediate, None),
     ]
-    return known or [(*map(int, key.split("x")), None)]
+    covered = [layer for layer in known if key in ("*", f"{layer[0]}x{layer[1]}")]
+    return covered or [(*map(int, key.split("x")), None)]
 
 
 def linear_cases(settings: Settings) -> Iterator[Case]:
@@ -315,14 +315,17 @@ def embed_layernorm_cases(settings: Settings) -> Iterator[Case]:
 
 
 def bias_gelu_cases(settings: Settings) -> Iterator[Case]:
-    for (dtype, _, width), activation in itertools.product(models(settings), gelu.ACTIVATIONS):
+    """GELU for every model; what checkpoints rarely ask for once."""
+    asked = [(*model, "gelu") for model in models(settings)]
+    asked += [(*asked[0][:3], activation) for activation in gelu.ACTIVATIONS]
+    for dtype, _, width, activation in asked:
         x, bias = empty(TOKENS, width, dtype=dtype), empty(width, dtype=dtype)
         launch = gelu.bias_gelu_launch(x, bias, activation, x, settings)
         yield Case(settings.target, "bias_gelu", f"{short(dtype)} {width} {activation}", launch)
 
 
 def pool_cases(settings: Settings) -> Iterator[Case]:
-    ways = (("mean", False), ("mean", True), ("cls", False), ("max", True))
+    ways = (("mean", True), ("cls", False), ("max", False))
     for (dtype, hidden, _), (way, normalize) in itertools.product(models(settings), ways):
         launch = pooling.pool_launch(
             empty(TOKENS, hidden, dtype=dtype),
@@ -336,6 +339,30 @@ def pool_cases(settings: Settings) -> Iterator[Case]:
         yield Case(settings.target, "pool", text, launch)
 
 
+def pack_cases(settings: Settings) -> Iterator[Case]:
+    """Padded batches of 64 x 128, their masks in the types that people have; and back to padded."""
+    cells = (SEQUENCES, TOKENS // SEQUENCES)
+    ids, places = empty(*cells, dtype=torch.int64), empty(TOKENS, dtype=torch.int64)
+    counts, positions = empty(SEQUENCES + 1), empty(TOKENS)
+    launches = []
+    for dtype in (torch.bool, torch.int64, torch.float32):
+        mask = empty(*cells, dtype=dtype)
+        launches.append((dtype, packing.count_launch(mask, counts, settings)))
+        launches.append((dtype, packing.pack_launch(mask, counts, positions, places, settings)))
+    for numbers, others in ((6, (None, None)), (8, (ids, ids))):
+        facts = empty(SEQUENCES + numbers, dtype=torch.int64)
+        partial = empty(numbers, SEQUENCES, dtype=torch.int64)
+        measured = packing.measure_launches(ids, ids, *others, facts, partial, settings)
+        launches += [(torch.int64, launch) for launch in measured]
+    for dtype, hidden, _ in models(settings):
+        padded = empty(*cells, hidden, dtype=dtype)
+        flat = padded.view(TOKENS, hidden)
+        launches.append((dtype, packing.unpack_launch(flat, places, padded, settings)))
+    for dtype, launch in launches:
+        width = launch.constants.get("WIDTH", "")
+        yield Case(settings.target, "pack", f"{launch.name} {short(dtype)} {width}", launch)
+
+
 OPERATIONS = {
     "linear": linear_cases,
     "attention": attention_cases,
@@ -343,6 +370,7 @@ OPERATIONS = {
     "embed_layernorm": embed_layernorm_cases,
     "bias_gelu": bias_gelu_cases,
     "pool": pool_cases,
+    "pack": pack_cases,
 }
 
 

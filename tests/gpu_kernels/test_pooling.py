@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -108,7 +108,7 @@ def test_sequences_do_not_depend_on_the_batch(
     hidden, cu_seqlens = batch(LENGTHS, 312, dtype, device)
     together = pool(hidden, cu_seqlens, way, normalize)
     bounds = cu_seqlens.tolist()
-    for number, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for number, (start, end) in enumerate(pairwise(bounds)):
         alone = pool(hidden[start:end], ends([end - start], device), way, normalize)
         assert torch.equal(alone[0], together[number])
 
