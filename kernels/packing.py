@@ -28,8 +28,8 @@ MASKS = (torch.bool, *IDS, torch.bfloat16, torch.float16, torch.float32, torch.f
 
 # Columns of a mask that a program looks at together.
 _BLOCK_COLUMNS = 1024
-# Numbers that fill a warp's widest loads: of a row of states, this many go together at least.
-_WARP_COLUMNS = 256
+# Numbers of a row of states that are copied together: at least what fills a warp's widest loads.
+_LEAST_COPIED, _MOST_COPIED = 256, 512
 
 # The smallest and the largest of no numbers: the largest and the smallest there are.
 _LARGEST = tl.constexpr(2**63 - 1)
@@ -629,9 +629,9 @@ def _block(count: int) -> int:
 def _copied_together(width: int) -> int:
     """Columns of a block: such that the width is a multiple of it, where that fills a warp."""
     largest_divisor = width & -width
-    if largest_divisor >= _WARP_COLUMNS:
-        return min(largest_divisor, _BLOCK_COLUMNS)
-    return _block(width)
+    if largest_divisor >= _LEAST_COPIED:
+        return min(largest_divisor, _MOST_COPIED)
+    return min(_block(width), _MOST_COPIED)
 
 
 def _as_numbers(mask: Tensor) -> Tensor:
