@@ -30,18 +30,20 @@ POOLINGS = ("mean", "cls", "max")
 
 
 @triton.jit
-def reduce_rows(values, exist, POOLING: tl.constexpr):
-    """Tokens [ROWS, COLUMNS] to one row, [1, COLUMNS]; those that do not exist count nothing."""
-    if POOLING == "max":
-        lowest = tl.where(exist[:, None], values, float("-inf"))
-        # NaN is larger than anything, as torch.amax has it.
-        return tl.reduce(lowest, 0, _larger)[None, :]
-    return tl.sum(values, 0)[None, :]
+def larger(a, b):
+    """The larger of two, NaN where either is one, as torch.amax has it."""
+    return tl.where((a > b) | (a != a), a, b)
 
 
 @triton.jit
-def _larger(a, b):
-    return tl.where((a > b) | (a != a), a, b)
+def reduce_rows(values, exist, POOLING: tl.constexpr):
+    """Tokens [ROWS, COLUMNS] to one row, [1, COLUMNS]; those that do not exist count nothing."""
+    if POOLING == "max":
+        # What Triton's own maximum makes of NaN differs from GPU to GPU.
+        broken = tl.max((values != values).to(tl.int32), 0) > 0
+        largest = tl.max(tl.where(exist[:, None], values, float("-inf")), 0)
+        return tl.where(broken, float("nan"), largest)[None, :]
+    return tl.sum(values, 0)[None, :]
 
 
 @triton.jit
@@ -71,8 +73,8 @@ def pool_kernel(
         exist = rows < count
         more, others = load_row_parts(hidden_ptr, start + rows, exist, WIDTH, FIRST, REST)
         if POOLING == "max":
-            first = _larger(first, reduce_rows(more, exist, POOLING))
-            rest = _larger(rest, reduce_rows(others, exist, POOLING))
+            first = larger(first, reduce_rows(more, exist, POOLING))
+            rest = larger(rest, reduce_rows(others, exist, POOLING))
         else:
             first += reduce_rows(more, exist, POOLING)
             rest += reduce_rows(others, exist, POOLING)
@@ -84,7 +86,8 @@ def pool_kernel(
         squares = tl.sum(first * first, 1)
         if REST > 0:
             squares += tl.sum(rest * rest, 1)
-        norm = tl.maximum(tl.sqrt(squares), 1e-12)[:, None]
+        norm = tl.sqrt(squares)[:, None]
+        norm = tl.where(norm < 1e-12, 1e-12, norm)  # NaN stays NaN
         first = first / norm
         rest = rest / norm
     one = tl.zeros((1,), dtype=tl.int32) + sequence
