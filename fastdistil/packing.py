@@ -8,9 +8,8 @@ packed there, and looked at once: whoever asks a GPU for a number waits until it
 from __future__ import annotations
 
 import functools
-import importlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -384,18 +383,27 @@ def _mask_facts_numpy(attention_mask: Tensor) -> PaddedFacts:
     )
 
 
+class _Kernels(NamedTuple):
+    """What packs on a device."""
+
+    measure: Callable[..., Tensor]
+    pack: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
 @functools.cache
-def _kernel_module() -> Any:
-    """fastdistil.kernels.packing, or None without Triton."""
+def _triton_kernels() -> _Kernels | None:
+    """The Triton kernels, or None without Triton."""
     try:
-        return importlib.import_module("fastdistil.kernels.packing")
+        from .kernels.measure import measure
+        from .kernels.packing import pack
     except ImportError:
         return None
+    return _Kernels(measure, pack)
 
 
-def _kernels(device: torch.device) -> Any:
+def _kernels(device: torch.device) -> _Kernels | None:
     """What packs on that device: the Triton kernels; None where plain PyTorch does."""
-    return _kernel_module() if device.type == "cuda" else None
+    return _triton_kernels() if device.type == "cuda" else None
 
 
 def _padded_facts_device(
@@ -403,7 +411,7 @@ def _padded_facts_device(
     attention_mask: Tensor | None,
     segment_ids: Tensor | None,
     position_ids: Tensor | None,
-    kernels: Any,
+    kernels: _Kernels | None,
 ) -> PaddedFacts:
     batch, width = input_ids.shape
     if input_ids.numel() == 0:
@@ -432,7 +440,7 @@ def _measure(
     position_ids: Tensor | None,
     segment_ids: Tensor | None,
 ) -> Tensor:
-    """What `fastdistil.kernels.packing.measure` does, in plain PyTorch."""
+    """What `fastdistil.kernels.measure` does, in plain PyTorch."""
     batch, width = input_ids.shape
     device = input_ids.device
     if attention_mask is None:
@@ -456,7 +464,7 @@ def _pack_padded_device(
     segment_ids: Tensor | None,
     position_ids: Tensor | None,
     facts: DeviceFacts,
-    kernels: Any,
+    kernels: _Kernels | None,
 ) -> tuple[PackedBatch, Tensor]:
     """Packs where the tensors are. With the facts at hand nothing here waits for the device."""
     batch, width = input_ids.shape
@@ -491,7 +499,7 @@ def _pack_padded_device(
 
 
 def _places(
-    input_ids: Tensor, mask: Tensor | None, total: int, kernels: Any
+    input_ids: Tensor, mask: Tensor | None, total: int, kernels: _Kernels | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Columns of the kept tokens, int32 [T]; their flat places, int64 [T]; cu_seqlens."""
     batch, width = input_ids.shape

@@ -48,7 +48,16 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.runtime.driver import driver
 
-from fastdistil.kernels import attention, embedding, gelu, layernorm, linear, packing, pooling
+from fastdistil.kernels import (
+    attention,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    measure,
+    packing,
+    pooling,
+)
 from fastdistil.kernels.launch import Launch, interpreted
 from fastdistil.kernels.settings import (
     TARGETS,
@@ -352,7 +361,7 @@ def pack_cases(settings: Settings) -> Iterator[Case]:
     for numbers, others in ((6, (None, None)), (8, (ids, ids))):
         facts = empty(SEQUENCES + numbers, dtype=torch.int64)
         partial = empty(numbers, SEQUENCES, dtype=torch.int64)
-        measured = packing.measure_launches(ids, ids, *others, facts, partial, settings)
+        measured = measure.measure_launches(ids, ids, *others, facts, partial, settings)
         launches += [(torch.int64, launch) for launch in measured]
     for dtype, hidden, _ in models(settings):
         padded = empty(*cells, hidden, dtype=dtype)

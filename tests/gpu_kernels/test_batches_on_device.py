@@ -18,12 +18,12 @@ from torch import Tensor
 
 import fastdistil
 from fastdistil import Encoder
-from fastdistil.kernels import packing as kernels
 from fastdistil.model import DistilBertModel
 from fastdistil.packing import (
     PackedBatch,
     _pack_padded_device,
     _padded_facts_device,
+    _triton_kernels,
     host_facts,
     pack_ids,
     pack_padded,
@@ -33,6 +33,7 @@ from fastdistil.packing import (
 from tests.helpers import assert_fp32_budget, padded_batch, random_hf_model, tiny_config
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
+KERNELS = _triton_kernels()
 FIELDS = ("input_ids", "positions", "segment_ids", "cu_seqlens")
 
 
@@ -97,10 +98,12 @@ def test_kernels_pack_as_the_cpu_does(
         None if tensor is None else tensor.to(device)
         for tensor in (ids, mask.to(dtype), segments, positions)
     ]
-    facts = _padded_facts_device(*there, kernels)
+    facts = _padded_facts_device(*there, KERNELS)
     assert facts.on_device is not None
     kept = None if facts.keeps_all else there[1]
-    got, indices = _pack_padded_device(there[0], kept, there[2], there[3], facts.on_device, kernels)
+    got, indices = _pack_padded_device(
+        there[0], kept, there[2], there[3], facts.on_device, _triton_kernels()
+    )
     assert_same_batch(got, wanted)
     assert torch.equal(indices.cpu(), wanted_indices)
     assert facts[:4] == padded_facts(ids, mask)[:4]
@@ -114,7 +117,7 @@ def test_kernels_learn_the_same_about_a_mask(
     ids, mask = padded_batch([3, 2], width=4)
     odd = mask.float()
     odd[place] = value
-    got = _padded_facts_device(ids.to(device), odd.to(device), None, None, kernels)
+    got = _padded_facts_device(ids.to(device), odd.to(device), None, None, KERNELS)
     assert got[:4] == padded_facts(ids, odd)[:4]
 
 
@@ -123,17 +126,19 @@ def test_kernels_take_ids_of_any_integer_dtype(dtype: torch.dtype, device: torch
     ids, mask = padded_batch([4, 2])
     wanted, _ = pack_padded(ids, mask)
     there = ids.to(device, dtype), mask.to(device)
-    facts = _padded_facts_device(*there, None, None, kernels)
+    facts = _padded_facts_device(*there, None, None, KERNELS)
     assert facts.on_device is not None
-    got, _ = _pack_padded_device(*there, None, None, facts.on_device, kernels)
+    got, _ = _pack_padded_device(*there, None, None, facts.on_device, KERNELS)
     assert_same_batch(got, wanted)
 
 
 def test_ids_beyond_int32_are_refused(device: torch.device) -> None:
     ids = torch.ones(2, 3, dtype=torch.long, device=device)
-    facts = _padded_facts_device(ids + 2**32, None, None, ids - 2**40, kernels)
+    facts = _padded_facts_device(ids + 2**32, None, None, ids - 2**40, KERNELS)
     assert facts.on_device is not None
-    batch, _ = _pack_padded_device(ids + 2**32, None, None, ids - 2**40, facts.on_device, kernels)
+    batch, _ = _pack_padded_device(
+        ids + 2**32, None, None, ids - 2**40, facts.on_device, _triton_kernels()
+    )
     with pytest.raises(ValueError, match=r"input_ids: .* is outside the vocabulary"):
         validate(batch, tiny_config())
 

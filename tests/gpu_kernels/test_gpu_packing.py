@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from fastdistil.kernels.launch import submit
+from fastdistil.kernels.measure import measure, measure_launches, measure_reference
 from fastdistil.kernels.packing import (
     count_launch,
-    measure,
-    measure_launches,
-    measure_reference,
     pack,
     pack_launch,
     pack_reference,
