@@ -26,6 +26,7 @@ from .layernorm import (
     normalize_row_parts,
     row_parts,
     store_row_parts,
+    warps_for,
 )
 from .settings import Settings, settings_for
 
@@ -163,7 +164,7 @@ def embed_layernorm_launch(
             "eps": eps,
         },
         constants={**row_parts(width), "ROWS": setting.rows},
-        num_warps=setting.num_warps,
+        num_warps=warps_for(setting, width),
         num_stages=1,
         flops=out.numel() * (7 + tables - 1),
         # A row of every table for each token, and the ids.

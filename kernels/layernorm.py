@@ -21,10 +21,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
-from .settings import Settings, settings_for
+from .settings import RowSetting, Settings, settings_for
 
 # Registers end somewhere: a row of this many float32 numbers still fits a program's.
 WIDEST = 8192
+# And a thread's, as long as it has no more numbers than this.
+_MOST_NUMBERS = 64
 
 
 @triton.jit
@@ -39,11 +41,9 @@ def load_row_parts(
     """Rows in float32 as their first columns [ROWS, FIRST] and the others [ROWS, REST]."""
     start = ptr + rows.to(tl.int64)[:, None] * WIDTH
     columns = tl.arange(0, FIRST)[None, :]
-    first = tl.load(start + columns, mask=exist[:, None], other=0.0).to(tl.float32)
-    if REST == 0:
-        return first, first
     others = FIRST + tl.arange(0, REST)[None, :]
     inside = exist[:, None] & (others < WIDTH)
+    first = tl.load(start + columns, mask=exist[:, None], other=0.0).to(tl.float32)
     rest = tl.load(start + others, mask=inside, other=0.0).to(tl.float32)
     return first, rest
 
@@ -55,11 +55,10 @@ def store_row_parts(
     """The way back of `load_row_parts`, rounded to what `ptr` points at."""
     start = ptr + rows.to(tl.int64)[:, None] * WIDTH
     columns = tl.arange(0, FIRST)[None, :]
+    others = FIRST + tl.arange(0, REST)[None, :]
+    inside = exist[:, None] & (others < WIDTH)
     tl.store(start + columns, first.to(ptr.dtype.element_ty), mask=exist[:, None])
-    if REST > 0:
-        others = FIRST + tl.arange(0, REST)[None, :]
-        inside = exist[:, None] & (others < WIDTH)
-        tl.store(start + others, rest.to(ptr.dtype.element_ty), mask=inside)
+    tl.store(start + others, rest.to(ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -74,24 +73,19 @@ def normalize_row_parts(
     REST: tl.constexpr,
 ):
     """LayerNorm of rows in two parts; columns past WIDTH hold zeros and are not counted."""
-    total = tl.sum(first, 1)
-    if REST > 0:
-        total += tl.sum(rest, 1)
-    mean = (total / WIDTH)[:, None]
-    first = first - mean
-    squares = tl.sum(first * first, 1)
-    if REST > 0:
-        others = FIRST + tl.arange(0, REST)[None, :]
-        rest = tl.where(others < WIDTH, rest - mean, 0.0)
-        squares += tl.sum(rest * rest, 1)
-    scale = (1.0 / tl.sqrt(squares / WIDTH + eps))[:, None]
     columns = tl.arange(0, FIRST)[None, :]
+    others = FIRST + tl.arange(0, REST)[None, :]
+    mean = ((tl.sum(first, 1) + tl.sum(rest, 1)) / WIDTH)[:, None]
+    first = first - mean
+    rest = tl.where(others < WIDTH, rest - mean, 0.0)
+    squares = tl.sum(first * first, 1) + tl.sum(rest * rest, 1)
+    scale = (1.0 / tl.sqrt(squares / WIDTH + eps))[:, None]
     weight = tl.load(weight_ptr + columns).to(tl.float32)
-    first = first * scale * weight + tl.load(bias_ptr + columns).to(tl.float32)
-    if REST > 0:
-        weight = tl.load(weight_ptr + others, mask=others < WIDTH, other=0.0).to(tl.float32)
-        bias = tl.load(bias_ptr + others, mask=others < WIDTH, other=0.0).to(tl.float32)
-        rest = rest * scale * weight + bias
+    bias = tl.load(bias_ptr + columns).to(tl.float32)
+    first = first * scale * weight + bias
+    weight = tl.load(weight_ptr + others, mask=others < WIDTH, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + others, mask=others < WIDTH, other=0.0).to(tl.float32)
+    rest = rest * scale * weight + bias
     return first, rest
 
 
@@ -121,10 +115,19 @@ def layernorm_kernel(
 
 
 def row_parts(width: int) -> dict[str, int]:
-    """The constants WIDTH, FIRST and REST of a row: its two powers of two."""
-    first = 1 << (width.bit_length() - 1)
-    rest = width - first
-    return {"WIDTH": width, "FIRST": first, "REST": triton.next_power_of_2(rest) if rest else 0}
+    """The constants WIDTH, FIRST and REST of a row: its two powers of two.
+
+    A power of two is two halves: Triton has no block of no columns.
+    """
+    first = 1 << max((width - 1).bit_length() - 1, 0)
+    rest = triton.next_power_of_2(max(width - first, 1))
+    return {"WIDTH": width, "FIRST": first, "REST": rest}
+
+
+def warps_for(setting: RowSetting, width: int) -> int:
+    """The setting's warps, or as many more as it takes to hold its rows; the same for any T."""
+    needed = triton.cdiv(setting.rows * width, 32 * _MOST_NUMBERS)
+    return max(setting.num_warps, triton.next_power_of_2(needed))
 
 
 def check_width(name: str, width: int) -> None:
@@ -185,7 +188,7 @@ def layernorm_launch(
             "eps": eps,
         },
         constants={**row_parts(width), "ROWS": setting.rows},
-        num_warps=setting.num_warps,
+        num_warps=warps_for(setting, width),
         num_stages=1,
         # Sum, difference, square, sum, scale, weight, bias; and the residual.
         flops=x.numel() * (7 + (residual is not None)),

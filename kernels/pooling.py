@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
-from .layernorm import check_width, load_row_parts, row_parts, store_row_parts
+from .layernorm import check_width, load_row_parts, row_parts, store_row_parts, warps_for
 from .settings import Settings, settings_for
 
 POOLINGS = ("mean", "cls", "max")
@@ -62,9 +62,8 @@ def pool_kernel(
     start = tl.load(cu_seqlens_ptr + sequence)
     length = tl.load(cu_seqlens_ptr + sequence + 1) - start
     count = tl.minimum(length, 1) if POOLING == "cls" else length
-    columns: tl.constexpr = REST if REST > 0 else FIRST
     first = tl.zeros((1, FIRST), dtype=tl.float32)
-    rest = tl.zeros((1, columns), dtype=tl.float32)
+    rest = tl.zeros((1, REST), dtype=tl.float32)
     if POOLING == "max" and length > 0:
         first += float("-inf")
         rest += float("-inf")
@@ -83,9 +82,7 @@ def pool_kernel(
         first = first / tokens
         rest = rest / tokens
     if NORMALIZE:
-        squares = tl.sum(first * first, 1)
-        if REST > 0:
-            squares += tl.sum(rest * rest, 1)
+        squares = tl.sum(first * first, 1) + tl.sum(rest * rest, 1)
         norm = tl.sqrt(squares)[:, None]
         norm = tl.where(norm < 1e-12, 1e-12, norm)  # NaN stays NaN
         first = first / norm
@@ -140,7 +137,7 @@ def pool_launch(
             **row_parts(width),
             "ROWS": setting.rows,
         },
-        num_warps=setting.num_warps,
+        num_warps=warps_for(setting, width),
         num_stages=1,
         flops=read * width + 3 * normalize * out.numel(),
         moved=read * width * hidden.element_size() + size_of(cu_seqlens, out),

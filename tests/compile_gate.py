@@ -91,6 +91,8 @@ TENSOR_CORES = {
 
 # (hidden, intermediate) of DistilBERT-base and of MiniLM-L6.
 MODELS = ((768, 3072), (384, 1536))
+# BERT-large's row is a power of two, which its blocks must take as well.
+ROWS = (*MODELS, (1024, 4096))
 HEADS = 12
 TOKENS = 8192
 SEQUENCES = 64
@@ -175,7 +177,7 @@ def models(settings: Settings) -> Iterator[tuple[torch.dtype, int, int]]:
     """dtype, hidden size and intermediate size of what is compiled."""
     for kind in ("half", "fp32"):
         for dtype in dtypes_of(kind, settings.target):
-            for hidden, intermediate in MODELS:
+            for hidden, intermediate in ROWS:
                 yield dtype, hidden, intermediate
 
 
