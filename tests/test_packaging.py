@@ -139,6 +139,7 @@ def python_sources(folder: Path) -> set[str]:
 def test_wheel_holds_the_package_the_kernels_and_the_extension(wheel: Path) -> None:
     files = files_in(wheel)
     assert f"fastdistil/_C{sysconfig.get_config_var('EXT_SUFFIX')}" in files
+    assert {f"fastdistil/kernels/tuning/{t}.json" for t in ("sm_80", "sm_90")} <= files
     assert "fastdistil/kernels/README.md" in files
     assert "fastdistil/py.typed" in files
     kernels = {f"fastdistil/{name}" for name in python_sources(ROOT / "kernels")}
