@@ -388,9 +388,16 @@ def test_killed_at_every_file_operation(model, tmp_path):
 
 
 COMMAND_WITH_SMALL_SHARDS = """
-import sys
-from fastdistil import encode_file
+import os, sys, time
+from fastdistil import encode_file, shards
 from fastdistil.cli import main
+
+def write(self, index, *rest, really=shards.ShardStore.write):
+    if index >= int(os.environ.get("HOLD_AT_SHARD", "1000000")):
+        time.sleep(3600)
+    really(self, index, *rest)
+
+shards.ShardStore.write = write
 encode_file._SHARD_ROWS = 100
 sys.exit(main())
 """
@@ -399,21 +406,22 @@ sys.exit(main())
 def test_killed_at_random_moments(enc, model, tmp_path):
     """The command line, killed again and again, writes in the end what one clean run does."""
     seeded = random.Random(0)
-    texts = [f"row {row} " + "abc " * seeded.randint(0, 9) for row in range(6000)]
+    texts = [f"row {row} " + "abc " * seeded.randint(0, 9) for row in range(20_000)]
     source, output = write_input(tmp_path, "txt", texts, texts), tmp_path / "out.npy"
     command = [sys.executable, "-c", COMMAND_WITH_SMALL_SHARDS, "encode", source, "-o", output]
     command += ["--model", model, "--quiet", "--batch-tokens", "256", "--threads", "1"]
-    counts = [0]
+    count = 0
     for _ in range(3):
-        process = subprocess.Popen(command, env=ENVIRONMENT)
-        while process.poll() is None and len(shard_files(output)) <= counts[-1]:
+        # However fast the machine, the run is not over when the kill comes: of its 200 shards it
+        # writes no more than 60 at a time, then it waits.
+        process = subprocess.Popen(command, env=ENVIRONMENT | {"HOLD_AT_SHARD": str(count + 60)})
+        while process.poll() is None and len(shard_files(output)) <= count:
             time.sleep(0.005)
         time.sleep(seeded.random() * 0.1)
         process.kill()
-        if process.wait() == 0:
-            break
-        counts.append(len(shard_files(output)))
-    assert counts[-1] > 0, "nothing was ever killed half-way"
+        assert process.wait() == -signal.SIGKILL
+        before, count = count, len(shard_files(output))
+        assert count > before
     assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0
     clean = tmp_path / "clean.npy"
     enc.encode_file(source, clean)
