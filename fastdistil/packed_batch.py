@@ -278,7 +278,7 @@ def _check_cu_seqlens(cu_seqlens: npt.NDArray[np.int32], num_tokens: int, max_se
     if cu_seqlens.size == 0 or cu_seqlens[0] != 0 or cu_seqlens[-1] != num_tokens:
         ends = f"{cu_seqlens[0]} to {cu_seqlens[-1]}" if cu_seqlens.size else "nothing"
         raise ValueError(f"cu_seqlens: got {ends}; it must go from 0 to {num_tokens}, the tokens")
-    lengths = np.diff(cu_seqlens)
+    lengths = cu_seqlens[1:] - cu_seqlens[:-1]  # np.diff takes twice as long for a few
     if lengths.size and lengths.min() < 0:
         where = int(lengths.argmin())
         raise ValueError(

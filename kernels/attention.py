@@ -40,7 +40,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
+from .launch import (
+    DTYPES,
+    Launch,
+    check_same_device,
+    check_tensor,
+    size_of,
+    submit,
+    wait_for_the_launch_before,
+)
 from .settings import AttentionSetting, Settings, settings_for
 
 # The narrowest product that tensor cores take: l comes 16 times over.
@@ -162,7 +170,9 @@ def varlen_attention_kernel(
     PART: tl.constexpr,  # numbers of a head that are multiplied at once; HEAD_DIM: all
     SINGLE: tl.constexpr,  # whether KEYS are enough for the longest sequence
     PRECISION: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
+    wait_for_the_launch_before(WAITS)
     SHARED: tl.constexpr = BLOCK_Q // SLOT  # heads that share a tile
     WIDTH: tl.constexpr = HEADS * HEAD_DIM
     STRIDE: tl.constexpr = 3 * WIDTH
@@ -295,6 +305,7 @@ def attention_launch(
             "PART": min(head_dim, _FP32_PART) if qkv.dtype == torch.float32 else head_dim,
             "SINGLE": max_seqlen <= key_slot,
             "PRECISION": setting.precision if qkv.dtype == torch.float32 else "ieee",
+            "WAITS": settings.waits,
         },
         num_warps=setting.num_warps,
         num_stages=setting.num_stages,
@@ -302,6 +313,7 @@ def attention_launch(
         flops=4 * tokens * min(max_seqlen, tokens) * heads * head_dim,
         moved=size_of(qkv, cu_seqlens, num_sequences, out),
         tensor_cores=qkv.dtype != torch.float32 or setting.precision == "tf32x3",
+        dependent=settings.dependent_launch,
     )
 
 

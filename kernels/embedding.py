@@ -18,7 +18,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
+from .launch import (
+    DTYPES,
+    Launch,
+    check_same_device,
+    check_tensor,
+    size_of,
+    submit,
+    wait_for_the_launch_before,
+)
 from .layernorm import (
     check_width,
     layernorm_reference,
@@ -67,7 +75,9 @@ def embed_layernorm_kernel(
     FIRST: tl.constexpr,
     REST: tl.constexpr,
     ROWS: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
+    wait_for_the_launch_before(WAITS)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exist = rows < tokens
     words = look_up(input_ids_ptr, rows, exist, word_rows, errors_ptr, 1)
@@ -163,12 +173,13 @@ def embed_layernorm_launch(
             "segment_rows": 0 if segment is None else segment.shape[0],
             "eps": eps,
         },
-        constants={**row_parts(width), "ROWS": setting.rows},
+        constants={**row_parts(width), "ROWS": setting.rows, "WAITS": settings.waits},
         num_warps=warps_for(setting, width),
         num_stages=1,
         flops=out.numel() * (7 + tables - 1),
         # A row of every table for each token, and the ids.
         moved=(tables + 1) * size_of(out) + size_of(weight, bias, *names.values()),
+        dependent=settings.dependent_launch,
     )
 
 

@@ -26,7 +26,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
+from .launch import (
+    DTYPES,
+    Launch,
+    check_same_device,
+    check_tensor,
+    size_of,
+    submit,
+    wait_for_the_launch_before,
+)
 from .settings import Settings, settings_for
 
 # Eight elements to each of 128 threads.
@@ -98,7 +106,9 @@ def bias_gelu_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
+    wait_for_the_launch_before(WAITS)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
@@ -143,11 +153,13 @@ def bias_gelu_launch(
             "ROWS": setting.rows,
             "BLOCK": block,
             "ACTIVATION": activation,
+            "WAITS": settings.waits,
         },
         num_warps=setting.num_warps,
         num_stages=1,
         flops=x.numel() * (1 + _FLOPS[activation]),
         moved=size_of(x, bias, out),
+        dependent=settings.dependent_launch,
     )
 
 

@@ -3,17 +3,26 @@
 Every operation in this folder builds a `Launch` before it runs one. So one description serves all:
 the operation runs it, the engine keeps a list of them per batch size, the compile gate compiles it
 for GPUs that are not there, and the launch plan adds up its bytes and operations.
+
+Between two launches of a stream a GPU idles for a microsecond: the second one's programs start when
+the first one's have all ended. A dependent launch (from Hopper on; CUDA C++ programming guide,
+"Programmatic Dependent Launch and Synchronization") starts them earlier, beside the last of the
+first's, and the kernel itself waits before it touches memory.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # What a kernel may read and write: the precisions of the engine.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -33,6 +42,8 @@ class Launch:
         flops: floating-point operations of the mathematics, a multiply-add counted as two.
         moved: bytes that have to move, each operand read once and each result written once.
         tensor_cores: whether the compiled code must hold tensor-core instructions.
+        dependent: whether it may start before the launch before it in the stream has ended. Only
+            for kernels that call `wait_for_the_launch_before`.
     """
 
     name: str
@@ -45,33 +56,68 @@ class Launch:
     flops: int
     moved: int
     tensor_cores: bool = False
+    dependent: bool = False
 
     def run(self) -> None:
         """Launch on the current device and stream."""
-        if 0 in self.grid:
-            return
-        # Spelled out because its default differs between versions of Triton.
-        self.kernel[self.grid](
-            **self.arguments,
-            **self.constants,
-            num_warps=self.num_warps,
-            num_stages=self.num_stages,
-            enable_fp_fusion=True,
-        )
+        if 0 not in self.grid:
+            self.kernel[self.grid](**self._call())
 
     def compile(self) -> Any:
         """Compile for Triton's active target without running; returns Triton's compiled kernel.
 
         None under the interpreter, which compiles nothing.
         """
-        return self.kernel.warmup(
+        return self.kernel.warmup(**self._call(), grid=(1,))
+
+    def _call(self) -> dict[str, Any]:
+        """All that the kernel is called with."""
+        return {
             **self.arguments,
             **self.constants,
-            num_warps=self.num_warps,
-            num_stages=self.num_stages,
-            enable_fp_fusion=True,
-            grid=(1,),
-        )
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            # Spelled out because its default differs between versions of Triton.
+            "enable_fp_fusion": True,
+            # The interpreter does not know the word.
+            **({"launch_pdl": True} if self.dependent and not interpreted() else {}),
+        }
+
+
+@triton.jit
+def wait_for_the_launch_before(WAITS: tl.constexpr):
+    """The first thing that every program of a kernel does, if it may be launched as a dependent.
+
+    Every program, also one that has nothing to do: only so does the end of a launch mean that all
+    those before it have ended. Behind the wait their results are there. In a launch that is no
+    dependent neither instruction does anything.
+    """
+    if WAITS:
+        # The next launch may move in once all programs of this one have come this far, so it takes
+        # no place from any of them. It need not wait for this one's own wait to be over: small
+        # launches queue up several deep.
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+def compile_all(launches: Iterable[Launch], device: torch.device) -> None:
+    """Compile what some launches need, side by side: most of it happens outside of Python.
+
+    Args:
+        launches: those whose kernels, names and constants are equal are taken for one another.
+        device: the GPU that they will run on.
+    """
+    distinct = {
+        (launch.kernel, launch.name, launch.num_warps, *launch.constants.values()): launch
+        for launch in launches
+    }
+
+    def compile_one(launch: Launch) -> None:
+        with torch.cuda.device(device):  # which is a thread's own
+            launch.compile()
+
+    with ThreadPoolExecutor(max(min(len(distinct), os.cpu_count() or 1), 1)) as pool:
+        list(pool.map(compile_one, distinct.values()))
 
 
 def submit(launch: Launch, device: torch.device) -> None:

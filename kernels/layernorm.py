@@ -20,7 +20,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
+from .launch import (
+    DTYPES,
+    Launch,
+    check_same_device,
+    check_tensor,
+    size_of,
+    submit,
+    wait_for_the_launch_before,
+)
 from .settings import RowSetting, Settings, settings_for
 
 # Registers end somewhere: a row of this many float32 numbers still fits a program's.
@@ -102,7 +110,9 @@ def layernorm_kernel(
     FIRST: tl.constexpr,
     REST: tl.constexpr,
     ROWS: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
+    wait_for_the_launch_before(WAITS)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exist = rows < tokens
     first, rest = load_row_parts(x_ptr, rows, exist, WIDTH, FIRST, REST)
@@ -187,12 +197,13 @@ def layernorm_launch(
             "tokens": tokens,
             "eps": eps,
         },
-        constants={**row_parts(width), "ROWS": setting.rows},
+        constants={**row_parts(width), "ROWS": setting.rows, "WAITS": settings.waits},
         num_warps=warps_for(setting, width),
         num_stages=1,
         # Sum, difference, square, sum, scale, weight, bias; and the residual.
         flops=x.numel() * (7 + (residual is not None)),
         moved=size_of(x, residual, weight, bias, out),
+        dependent=settings.dependent_launch,
     )
 
 

@@ -36,7 +36,15 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .gelu import ACTIVATIONS, activate, check_activation
-from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
+from .launch import (
+    DTYPES,
+    Launch,
+    check_same_device,
+    check_tensor,
+    size_of,
+    submit,
+    wait_for_the_launch_before,
+)
 from .settings import LinearSetting, Settings, settings_for
 
 # Accumulators per thread from which the epilogue goes over a tile in two halves: the activation of
@@ -112,6 +120,39 @@ def store_by_pointer(
     tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def prefetch_weights(
+    weight_ptr,  # [WIDTH, DEPTH], rows of a multiple of 16 bytes
+    tokens,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """Have the weights of this program's first tile brought to the L2 cache; nobody waits."""
+    _, column = tile_position(0, tokens, WIDTH, BLOCK_M, BLOCK_N, GROUP_M)
+    rows = tl.minimum(BLOCK_N, WIDTH - column)
+    size = rows * (DEPTH * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8))
+    address = (weight_ptr + column * DEPTH).to(tl.int64, bitcast=True)
+    # The rows of a tile lie end to end, so one thread can ask for all of it at once.
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred is_first;
+        .reg .u32 thread;
+        mov.u32 thread, %tid.x;
+        setp.eq.u32 is_first, thread, 0;
+        @is_first cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r",
+        [address, size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
 @triton.jit(do_not_specialize=["tokens", "depth"])
 def linear_pointer_kernel(
     x_ptr,  # [tokens, DEPTH]
@@ -131,7 +172,12 @@ def linear_pointer_kernel(
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
     PERSISTENT: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
+    if PREFETCH:
+        prefetch_weights(weight_ptr, tokens, WIDTH, DEPTH, BLOCK_M, BLOCK_N, GROUP_M)
+    wait_for_the_launch_before(WAITS)
     for turn in tl.range(0, turns(tokens, WIDTH, BLOCK_M, BLOCK_N, PERSISTENT), flatten=PERSISTENT):
         row, column = tile_position(turn, tokens, WIDTH, BLOCK_M, BLOCK_N, GROUP_M)
         # Rows and columns past the edge read the last one instead: no mask, and nothing of theirs
@@ -177,6 +223,7 @@ def store_by_descriptor(acc, operands, row, column, WIDTH: tl.constexpr, ACTIVAT
 def linear_descriptor_kernel(
     x,  # descriptor of [tokens, DEPTH], blocks [BLOCK_M, BLOCK_K]
     weight,  # descriptor of [WIDTH, DEPTH], blocks [BLOCK_N, BLOCK_K]
+    weight_ptr,  # the same memory
     bias_ptr,  # [WIDTH] or None
     residual,  # descriptor of [tokens, WIDTH], blocks as out's, or None
     out,  # descriptor of [tokens, WIDTH], blocks [BLOCK_M, BLOCK_N], or half as wide if SPLIT
@@ -191,7 +238,12 @@ def linear_descriptor_kernel(
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
     PERSISTENT: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
+    if PREFETCH:
+        prefetch_weights(weight_ptr, tokens, WIDTH, DEPTH, BLOCK_M, BLOCK_N, GROUP_M)
+    wait_for_the_launch_before(WAITS)
     for turn in tl.range(0, turns(tokens, WIDTH, BLOCK_M, BLOCK_N, PERSISTENT), flatten=PERSISTENT):
         row, column = tile_position(turn, tokens, WIDTH, BLOCK_M, BLOCK_N, GROUP_M)
         # What lies outside of a tensor is read as zero and not written.
@@ -247,6 +299,7 @@ def linear_launch(
     split = _splits(setting)
     if setting.variant == "descriptor" and _describable(*operands.values()):
         kernel, arguments = linear_descriptor_kernel, _describe(operands, setting, split)
+        arguments["weight_ptr"] = weight
     else:
         kernel = linear_pointer_kernel
         arguments = {f"{name}_ptr": tensor for name, tensor in operands.items()}
@@ -267,6 +320,8 @@ def linear_launch(
             "PRECISION": setting.precision if x.dtype == torch.float32 else "ieee",
             "SPLIT": split,
             "PERSISTENT": setting.programs is not None,
+            "PREFETCH": _prefetches(weight, tokens, setting, settings),
+            "WAITS": settings.waits,
         },
         num_warps=setting.num_warps,
         num_stages=setting.num_stages,
@@ -274,6 +329,7 @@ def linear_launch(
         flops=2 * tokens * width * depth,
         moved=size_of(x, weight, bias, residual, out),
         tensor_cores=x.dtype != torch.float32 or setting.precision == "tf32x3",
+        dependent=settings.dependent_launch,
     )
 
 
@@ -299,6 +355,15 @@ def _check(
     check_same_device("x", x, {"weight": weight, "bias": bias, "residual": residual, "out": out})
 
 
+def _prefetches(weight: Tensor, tokens: int, setting: LinearSetting, settings: Settings) -> bool:
+    """Whether to fetch weights while the launch before still runs.
+
+    Where there are several tiles along T, all but one program of a column would ask in vain.
+    """
+    early = settings.waits and settings.dependent_launch
+    return early and tokens <= setting.block_m and _describable(weight)
+
+
 def _splits(setting: LinearSetting) -> bool:
     threads = 32 * setting.num_warps
     return setting.block_m * setting.block_n >= _SPLIT_FROM * threads
@@ -317,7 +382,7 @@ def _describable(*tensors: Tensor | None) -> bool:
 
 def _describe(
     operands: dict[str, Tensor | None], setting: LinearSetting, split: bool
-) -> dict[str, TensorDescriptor | None]:
+) -> dict[str, TensorDescriptor | Tensor | None]:
     result = [setting.block_m, setting.block_n // 2 if split else setting.block_n]
     blocks = {
         "x": [setting.block_m, setting.block_k],

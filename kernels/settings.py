@@ -8,15 +8,17 @@ What is in a file::
 
     {"measured_on": "NVIDIA H100 80GB HBM3" or null,
      "chunk_tokens": 8192,
+     "dependent_launch": false,
      "linear":    {"half": {"*": [rule, ...], "768x3072": [rule, ...]}, "fp32": {...}},
      "fastest":   the same, for callers who do without batch invariance; may be left out,
      "attention": {"half": {"64": {"key_block": 64, "rules": [rule, ...]}, ...}, "fp32": {...}},
      "rows":      {"layernorm": {"half": {"rows": 1, "num_warps": 4}, "fp32": {...}}, ...}}
 
 `chunk_tokens` is how many tokens go through the encoder together at most; larger batches go in
-several turns. "half" is bf16 and fp16. The key of a linear layer is "out_features x in_features"
-without spaces, "*" is any. The first rule whose limit (`max_tokens`, `max_seqlen`; null: none) is
-not exceeded holds.
+several turns. `dependent_launch` (from sm_90 on; may be left out) has kernels start before those in
+front of them have ended; see `launch.py`. "half" is bf16 and fp16. The key of a linear layer is
+"out_features x in_features" without spaces, "*" is any. The first rule whose limit (`max_tokens`,
+`max_seqlen`; null: none) is not exceeded holds.
 
 Batch invariance. The bits of a row must not depend on how many rows there are. Products are summed
 along K in one fixed order whatever the tile, so the rules of one layer may differ in tile sizes as
@@ -37,8 +39,12 @@ from typing import Any
 
 import torch
 
+from .launch import interpreted
+
 TUNING = Path(__file__).resolve().parent / "tuning"
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
+# Those that know dependent launches.
+_DEPENDENT_TARGETS = ("sm_90", "sm_100")
 # The operations that go by rows: their settings do not depend on sizes.
 ROW_OPERATIONS = ("layernorm", "embed_layernorm", "bias_gelu", "pool", "pack")
 
@@ -120,6 +126,7 @@ class Settings:
         self.measured_on: str | None = table.get("measured_on")
         try:
             self.chunk_tokens = int(table["chunk_tokens"])
+            self.dependent_launch = _dependent_launch(target, table)
             self._linear = {
                 name: _linear_rules(table.get(name, {})) for name in ("linear", "fastest")
             }
@@ -133,6 +140,11 @@ class Settings:
                 self._linear["linear"][kind, "*"], self._attention[kind, 64]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"launch settings in {source}: {error!r}") from error
+
+    @property
+    def waits(self) -> bool:
+        """Whether kernels can be launched as dependents, and so must wait for what is before."""
+        return self.target in _DEPENDENT_TARGETS and not interpreted()
 
     def __repr__(self) -> str:
         return f"<launch settings for {self.target} from {self.source}>"
@@ -253,6 +265,15 @@ def _read(target: str, path: str, _changed: int) -> Settings:
 
 def _kind(dtype: torch.dtype) -> str:
     return "fp32" if dtype == torch.float32 else "half"
+
+
+def _dependent_launch(target: str, table: Mapping[str, Any]) -> bool:
+    wanted = table.get("dependent_launch", False)
+    if not isinstance(wanted, bool):
+        raise TypeError(f"dependent_launch: got {wanted!r}; true or false is allowed")
+    if wanted and target not in _DEPENDENT_TARGETS:
+        raise TypeError(f"dependent_launch: {target} has none; false is allowed")
+    return wanted
 
 
 def _linear_rules(

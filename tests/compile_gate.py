@@ -8,7 +8,8 @@ Each setting of each kernel is compiled to machine code for the generation that 
 the shapes of DistilBERT-base and MiniLM, and must compile; fit shared memory, tensor memory and the
 register file; spill nothing; use tensor cores where there is a product, without serialised wgmma;
 copy asynchronously, in full width, where there is a pipeline; load by TMA where there is a
-descriptor. A layer must meet one family of tensor-core instructions over all numbers of tokens, and
+descriptor; and wait for the launch before, ahead of all memory, where they may be launched as
+dependents. A layer must meet one family of tensor-core instructions over all numbers of tokens, and
 a head size over all lengths, since results that must not depend on them hang on it.
 
 Kernels of "half" settings are compiled in bf16, and for sm_90 in fp16 too: nothing but the operand
@@ -89,6 +90,13 @@ TENSOR_CORES = {
     "sm_100": r"UTC\w*MMA",
 }
 
+# What waits for the launch before, and what must not come ahead of it: reads and writes of the
+# memory that launches share, and ways around the wait. A fetch into the cache is neither.
+WAIT = "ACQBULK"
+PREFETCH = r"UBLKPF"
+SHARED_WITH_OTHERS = r"LDG|LDGSTS|LD|STG|ST|ATOMG?|REDG?|UTMA\w+|UBLK(?!PF)\w+"
+BRANCHES = r"BRA|BRX|BRXU|JMP|JMX|CALL|EXIT|RET|SYNC|BREAK"
+
 # (hidden, intermediate) of DistilBERT-base and of MiniLM-L6.
 MODELS = ((768, 3072), (384, 1536))
 # BERT-large's row is a power of two, which its blocks must take as well.
@@ -124,7 +132,13 @@ class Case:
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What the checks look at in a compiled kernel. `instructions`: times that an opcode occurs."""
+    """What the checks look at in a compiled kernel.
+
+    Attributes:
+        instructions: times that an opcode occurs.
+        before_the_wait: opcodes ahead of the wait for the launch before, in order, less the jumps
+            that lead to it all the same; None where there is no wait.
+    """
 
     registers: int
     stack: int
@@ -132,6 +146,7 @@ class MachineCode:
     tensor_memory: int
     serialised: list[str]
     instructions: dict[str, int]
+    before_the_wait: list[str] | None
 
     def count(self, pattern: str) -> int:
         """Instructions whose opcode, up to its first dot, the pattern matches."""
@@ -197,7 +212,14 @@ def layers(key: str) -> list[tuple[int, int, str | None]]:
 
 
 def linear_cases(settings: Settings) -> Iterator[Case]:
-    """Every rule with every layer it may meet; the epilogues that engines lack with the first."""
+    """Every rule with every layer it may meet; the epilogues that engines lack with the first.
+
+    Where kernels may start early, few rows are multiplied by other code: that is compiled too.
+    """
+    early = settings
+    if settings.waits:
+        table = {**settings.table, "dependent_launch": True}
+        early = Settings(settings.target, table, settings.source)
     tried = set()
     for kind, key, limit, setting in settings.all_linear():
         for dtype in dtypes_of(kind, settings.target):
@@ -208,6 +230,8 @@ def linear_cases(settings: Settings) -> Iterator[Case]:
             for layer in wanted:
                 for tokens in (limit or TOKENS, (limit or TOKENS) - 1):
                     yield linear_case(settings, setting, dtype, tokens, *layer)
+                    if settings.waits and tokens <= setting.block_m:
+                        yield linear_case(early, setting, dtype, tokens, *layer)
 
 
 def linear_case(
@@ -232,6 +256,7 @@ def linear_case(
     )
     tile = f"{setting.block_m}x{setting.block_n}x{setting.block_k} w{setting.num_warps}"
     epilogue = f"{activation or 'none'}{' residual' if residual else ''}"
+    epilogue += " early" if launch.constants["PREFETCH"] else ""
     programs = f" p{setting.programs}" if setting.programs else ""
     shape = f"{out_features}x{in_features}"
     text = f"{short(dtype)} {shape} {setting.variant} {tile} s{setting.num_stages}{programs}"
@@ -452,9 +477,7 @@ def read_machine_code(compiled: Any, target: str) -> MachineCode:
         cubin.write_bytes(compiled.asm["cubin"])
         assembly = output_of(tools / "nvdisasm", "-c", cubin)
         usage = output_of(tools / "cuobjdump", "-res-usage", cubin)
-    opcodes = re.findall(
-        r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", assembly, re.MULTILINE
-    )
+    opcodes = [opcode for opcode, _ in instructions(assembly)]
     if not opcodes:
         raise RuntimeError("nvdisasm showed no instructions")
     return MachineCode(
@@ -464,7 +487,29 @@ def read_machine_code(compiled: Any, target: str) -> MachineCode:
         tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
         serialised=serialised(compiled.asm["ptx"], target),
         instructions=dict(Counter(opcodes)),
+        before_the_wait=before_the_wait(assembly),
     )
+
+
+def instructions(assembly: str) -> list[tuple[str, str]]:
+    """Opcode and operands of each, in order."""
+    pattern = r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)"
+    return re.findall(pattern, assembly, re.MULTILINE)
+
+
+def before_the_wait(assembly: str) -> list[str] | None:
+    """What `MachineCode` says of it."""
+    ahead, found, _ = assembly.partition(f" {WAIT} ")
+    if not found:
+        return None
+    labels = set(re.findall(r"^(\S+):", ahead, re.MULTILINE))
+
+    def leads_to_the_wait(operands: str) -> bool:
+        target = re.search(r"`\((.+?)\)", operands)
+        # Tensor memory is taken ahead of the wait; the checks of that end the program.
+        return bool(target and (target[1] in labels or "guardrail_trap" in target[1]))
+
+    return [opcode for opcode, rest in instructions(ahead) if not leads_to_the_wait(rest)]
 
 
 def resource(usage: str, name: str) -> int:
@@ -517,9 +562,27 @@ def faults(code: MachineCode, case: Case) -> list[str]:
     described = sum(hasattr(value, "block_shape") for value in launch.arguments.values())
     if described and not code.count("UTMALDG"):
         found.append("descriptors but no TMA load")
+    if launch.constants.get("PREFETCH") and not code.count(PREFETCH):
+        found.append("fetches no weights ahead of the wait")
     if launch.tensor_cores:
         found += product_faults(code, case)
+    if launch.constants.get("WAITS"):
+        found += wait_faults(code)
+    elif launch.dependent:
+        found.append("a dependent launch of a kernel that does not wait")
     return found
+
+
+def wait_faults(code: MachineCode) -> list[str]:
+    """What is wrong with how a kernel waits for the launch before it."""
+    if code.before_the_wait is None:
+        return ["does not wait for the launch before"]
+    early = [
+        opcode
+        for opcode in code.before_the_wait
+        if re.fullmatch(f"{SHARED_WITH_OTHERS}|{BRANCHES}", opcode.split(".")[0])
+    ]
+    return [f"ahead of the wait for the launch before: {' '.join(early)}"] if early else []
 
 
 def product_faults(code: MachineCode, case: Case) -> list[str]:

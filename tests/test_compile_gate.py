@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ CLEAN: dict[str, Any] = {
     "tensor_memory": 0,
     "serialised": [],
     "instructions": {"HGMMA.64x128x16.F32.BF16": 4, "LDGSTS.E.BYPASS.128": 24, "EXIT": 1},
+    "before_the_wait": None,
 }
 
 
@@ -146,6 +148,66 @@ def test_a_descriptor_must_be_loaded_by_tma() -> None:
     assert faults(MachineCode(**CLEAN), case) == ["descriptors but no TMA load"]
     loaded = {**CLEAN["instructions"], "UTMALDG.2D": 6}
     assert faults(MachineCode(**{**CLEAN, "instructions": loaded}), case) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ([], None),
+        (["LDC", "S2R", "STS.128", "ULDC.64", "LDS", "STSM.16.M88.4", "UBLKPF.L2"], None),
+        (None, "does not wait for the launch before"),
+        (["LDC", "LDG.E.128"], "ahead of the wait for the launch before: LDG.E.128"),
+        (["UTMALDG.2D", "BRA.U"], "ahead of the wait for the launch before: UTMALDG.2D BRA.U"),
+        (["UBLKCP.S.G"], "ahead of the wait for the launch before: UBLKCP.S.G"),
+        (["EXIT"], "ahead of the wait for the launch before: EXIT"),
+    ],
+)
+def test_what_comes_ahead_of_the_wait(before: list[str] | None, told: str | None) -> None:
+    from tests.compile_gate import Case, MachineCode, faults
+
+    launch = replace(product(), constants={"WAITS": True}, dependent=True)
+    code = MachineCode(**{**CLEAN, "before_the_wait": before})
+    assert faults(code, Case("sm_90", "linear", "", launch, 12)) == ([told] if told else [])
+
+
+def test_jumps_ahead_of_the_wait_must_lead_to_it() -> None:
+    from tests.compile_gate import before_the_wait
+
+    assembly = """
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/               @P1 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0020*/                   BRA.U !UP0, `(.L_x_1) ;
+        /*0030*/                   CALL.REL.NOINC `($__internal_1_$__tcgen05_guardrail_trap_x) ;
+        /*0040*/               @P2 BRA `(.L_x_2) ;
+        /*0050*/              @!P3 EXIT ;
+.L_x_0:
+        /*0060*/                   ACQBULK ;
+        /*0070*/                   LDG.E R2, desc[UR4][R2.64] ;
+.L_x_2:
+        /*0080*/                   EXIT ;
+"""
+    assert before_the_wait(assembly) == ["S2R", "BRA", "EXIT"]
+    assert before_the_wait(assembly.replace("ACQBULK", "NOP")) is None
+
+
+def test_weights_that_are_to_be_fetched_early_must_be() -> None:
+    from tests.compile_gate import Case, MachineCode, faults
+
+    launch = replace(product(), constants={"PREFETCH": True, "WAITS": True}, dependent=True)
+    case = Case("sm_90", "linear", "", launch, 12)
+    code = {**CLEAN, "before_the_wait": []}
+    assert faults(MachineCode(**code), case) == ["fetches no weights ahead of the wait"]
+    fetched = {**CLEAN["instructions"], "UBLKPF.L2": 1}
+    assert faults(MachineCode(**{**code, "instructions": fetched}), case) == []
+
+
+def test_a_dependent_launch_of_a_kernel_that_does_not_wait() -> None:
+    from tests.compile_gate import Case, MachineCode, faults
+
+    launch = replace(product(), dependent=True)
+    found = faults(MachineCode(**CLEAN), Case("sm_90", "linear", "", launch, 12))
+    assert found == ["a dependent launch of a kernel that does not wait"]
 
 
 def product(**arguments: Any) -> Any:

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import candidates, check, device, inputs, report, session, tables, tune
+from benchmarks.gpu import (
+    candidates,
+    check,
+    device,
+    inputs,
+    report,
+    session,
+    tables,
+    tune,
+    tune_forward,
+)
 from benchmarks.gpu.session import Job, OutOfTimeError, Session
 from benchmarks.gpu.store import Store, read_items, read_results
 from benchmarks.gpu.timing import HostTimer, Turn
@@ -179,6 +189,58 @@ def test_a_race_keeps_the_best_of_each_group_and_the_incumbent() -> None:
     assert found["not_identical"] == 1
 
 
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({"1 x 8": (9, 8), "2 x 8": (9, 9)}, True),
+        ({"1 x 8": (9, 8), "2 x 8": (8, 9)}, False),  # what it wins here it loses there
+        ({"1 x 8": (9, 9), "2 x 8": (9, 9)}, False),
+    ],
+)
+def test_kernels_start_early_where_that_wins_somewhere_and_loses_nowhere(
+    seconds: dict[str, tuple[int, int]],
+    chosen: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from benchmarks.harness import Timing
+
+    def race(_session: Session, row: inputs.Row, entry: str, values: list[bool]) -> Any:
+        assert entry == "dependent_launch"
+        return {v: Timing((s * 1e-6,)) for v, s in zip(values, seconds[row.name], strict=True)}
+
+    monkeypatch.setattr(tune_forward, "_race", race)
+    (_, job) = tune_forward.jobs(dry_session(tmp_path))
+    found = job.run()
+    assert found["chosen"] is chosen
+    assert found["seconds"]["1 x 8"]["False"] == seconds["1 x 8"][0] * 1e-6
+
+
+def test_other_bits_are_told_and_never_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Moody:
+        """A model that answers differently every time."""
+
+        answers = iter(range(100))
+
+        @property
+        def model(self) -> Moody:
+            return self
+
+        def load(self, _setup: Any) -> Moody:
+            return self
+
+        def forward_packed(self, _batch: Any) -> torch.Tensor:
+            return torch.tensor([next(self.answers)], dtype=torch.bfloat16)
+
+    monkeypatch.setattr(tune_forward.contenders, "ours", lambda _precision: Moody())
+    (chunk, _) = tune_forward.jobs(dry_session(tmp_path))
+    with pytest.raises(ValueError, match="chunk_tokens 8192: other bits on 2 x 8"):
+        chunk.run()
+    assert not list((tmp_path / "tuning").iterdir())
+
+
 # --- the table it writes --------------------------------------------------------------------------
 
 
@@ -266,12 +328,14 @@ def test_a_measurement_decides_the_table() -> None:
             "incumbent": {"setting": {"rows": 1, "num_warps": 4}, "seconds": [1.0] * 5},
             "best": {"close": rows},
         },
-        tune.CHUNK_ITEM: {"chosen": 4096},
+        tune_forward.CHUNK: {"chosen": 4096},
+        tune_forward.DEPENDENT: {"chosen": True},
     }
     table = tune.decide(before, items, "some GPU")
     after = Settings("sm_90", table, "test")
     assert after.measured_on == "some GPU"
     assert after.chunk_tokens == 4096
+    assert after.table["dependent_launch"] is True
     assert after.rows("layernorm", torch.float16) == RowSetting(2, 8)
     assert tables.plain(after.linear(torch.float16, 5, 768, 768)) == WIDE
     fastest = after.linear(torch.float16, 5, 768, 768, deterministic=False)

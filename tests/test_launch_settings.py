@@ -88,6 +88,32 @@ def test_the_first_rule_that_holds_is_taken() -> None:
     assert settings.linear(HALF, 65, 768, 3072, deterministic=False).block_n == 256
 
 
+@pytest.mark.parametrize(
+    ("target", "value", "message"),
+    [
+        ("sm_90", True, None),
+        ("sm_100", False, None),
+        ("sm_89", False, None),
+        ("sm_89", True, "dependent_launch: sm_89 has none"),
+        ("sm_90", 1, "dependent_launch: got 1; true or false is allowed"),
+    ],
+)
+def test_dependent_launches_are_for_gpus_that_have_them(
+    target: str, value: object, message: str | None
+) -> None:
+    table = table_of(target) | {"dependent_launch": value}
+    if message is None:
+        assert Settings(target, table, "here").dependent_launch is value
+        return
+    with pytest.raises(ValueError, match=message):
+        Settings(target, table, "here")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_wait_where_they_can_be_launched_early(target: str) -> None:
+    assert load_settings(target).waits == (target in ("sm_90", "sm_100"))
+
+
 def test_the_environment_names_a_file_or_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

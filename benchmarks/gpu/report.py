@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import ceilings, tables, tune
+from benchmarks.gpu import ceilings, tables, tune_forward
 from benchmarks.gpu.device import describe
 from benchmarks.gpu.store import read_results
 from benchmarks.harness import markdown_table
@@ -268,10 +268,18 @@ def _tuning(items: Items) -> Iterator[str]:
     tried = sum(item.get("tried", 0) for item in items.values())
     other = sum(item.get("not_identical", 0) for item in items.values())
     yield f"{tried} settings tried, {skipped} did not compile or run, {other} had other bits."
-    chunks = items.get(tune.CHUNK_ITEM)
-    if chunks:
-        times = ", ".join(f"{n}: {1e3 * s:.2f} ms" for n, s in chunks["seconds"].items())
-        yield f"Tokens at once: {chunks['chosen']} (256 x 128 tokens, {times})."
+    for entry in (tune_forward.CHUNK, tune_forward.DEPENDENT):
+        if entry in items:
+            yield _whole_forwards(entry, items[entry])
+
+
+def _whole_forwards(entry: str, item: Item) -> str:
+    """What whole forwards chose, and their times by row and value."""
+    rows = [
+        f"{row}: " + ", ".join(f"{1e6 * s:.1f} us with {value}" for value, s in seconds.items())
+        for row, seconds in item["seconds"].items()
+    ]
+    return f"`{entry}`: {str(item['chosen']).lower()} ({'; '.join(rows)})."
 
 
 def _spread(item: Item) -> float:

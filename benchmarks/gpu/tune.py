@@ -10,10 +10,8 @@ The most valuable sizes come first: the budget may end before the list does.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import contenders, inputs, tables
 from benchmarks.gpu import device as devices
+from benchmarks.gpu import tables, tune_forward
 from benchmarks.gpu.compile_pool import CompilePool
 from benchmarks.gpu.session import TUNING, Job, Session, reason_of
 from benchmarks.gpu.store import Store
@@ -58,9 +56,6 @@ MINILM: tuple[Layer, ...] = (
 )
 TINY: tuple[Layer, ...] = ((128, 64, "gelu"), (64, 128, None))
 
-CHUNKS = (4096, 8192, 16384, 32768)
-CHUNK_ITEM = "chunk_tokens"
-
 # Operands rotate over so many bytes: more than twice the largest L2 cache there is.
 _ROTATED_BYTES = 256 * 2**20
 _MOST_SETS = 48
@@ -84,7 +79,7 @@ def run(session: Session) -> bool:
         session.work(store, [Job(spec.name, bench.job(spec), 3.0) for spec in first])
         # Whole forwards, which shall run with what was just found.
         write(session, store, before)
-        session.work(store, [Job(CHUNK_ITEM, lambda: chunk_item(session), 8.0)])
+        session.work(store, tune_forward.jobs(session))
         session.work(store, [Job(spec.name, bench.job(spec), 3.0) for spec in rest])
     finally:
         write(session, store, before)
@@ -257,54 +252,7 @@ def decide(
         table = tables.changed(table, "attention", kind, head_dim, value=entry)
     for operation, kind, item in _by_row_operation(items):
         table = tables.changed(table, "rows", operation, kind, value=item["setting"])
-    if CHUNK_ITEM in items:
-        chunk = items[CHUNK_ITEM]["chosen"]
-        table = tables.changed(table, "chunk_tokens", value=chunk)
-    return table
-
-
-def chunk_item(session: Session) -> dict[str, Any]:
-    """How many tokens the encoder takes at once: whole forwards of 256 x 128, taking turns."""
-    work = inputs.full_rows("chunks", 2 if session.dry else 256, 16 if session.dry else 128)
-    setup = contenders.Setup(session.device, session.dry)
-    count = 1 if session.dry else inputs.SETS
-    sets = inputs.input_sets(work, setup.vocabulary, session.device, count)
-    present = load_settings(session.target).chunk_tokens
-    sizes = [present, *(size for size in CHUNKS if size != present)]
-    turns: dict[str, Turn] = {}
-    for size in sizes[:2] if session.dry else sizes:
-        with _chunks_of(session, size):
-            runner = contenders.ours("bf16").load(setup)
-            # The first call prepares the model, which is when it reads the settings.
-            calls = [runner.call(one, "packed") for one in sets]
-            calls[0]()
-        turns[str(size)] = session.timer.plain(calls)
-    timings = session.timer.race(turns, _FINAL_ROUNDS)
-    best = min(timings, key=lambda name: timings[name].median)
-    wins = tables.accepts(timings[str(present)].seconds, timings[best].seconds, True)
-    return {
-        "chosen": int(best) if wins else present,
-        "seconds": {name: timing.median for name, timing in timings.items()},
-    }
-
-
-@contextlib.contextmanager
-def _chunks_of(session: Session, chunk_tokens: int) -> Iterator[None]:
-    """Within it, models are prepared with the present table and another number of tokens."""
-    settings = load_settings(session.target)
-    table = tables.changed(settings.table, "chunk_tokens", value=chunk_tokens)
-    path = session.folder / "tuning" / f"chunk-{chunk_tokens}.json"
-    tables.write_table(path, table, settings.target)
-    before = os.environ.get("FASTDISTIL_TUNING")
-    os.environ["FASTDISTIL_TUNING"] = str(path)
-    try:
-        yield
-    finally:
-        path.unlink()
-        if before is None:
-            del os.environ["FASTDISTIL_TUNING"]
-        else:
-            os.environ["FASTDISTIL_TUNING"] = before
+    return tune_forward.decide(table, items)
 
 
 def _linear(kind: str, tokens: int, shapes: Sequence[Layer]) -> Iterator[LinearSpec]:

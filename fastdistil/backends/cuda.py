@@ -145,7 +145,16 @@ class CudaProgram:
         if steps is None:
             if len(self._steps) >= _MOST_PLANS:
                 self._steps.clear()
-            steps = self._steps[key] = self._plan.steps(*key)
+            steps = self._steps[key] = self._new_steps(self._plan, key)
+        return steps
+
+    def _new_steps(self, plan: ForwardPlan, key: _Key) -> list[Step]:
+        """A plan's steps, compiled: when they run one by one, they would be compiled so too."""
+        from ..kernels.launch import Launch, compile_all
+
+        steps = plan.steps(*key)
+        if _is_gpu(self._device):
+            compile_all((step for step in steps if isinstance(step, Launch)), self._device)
         return steps
 
     def _plan_over(self, tokens: int) -> ForwardPlan:
@@ -183,28 +192,26 @@ class CudaProgram:
 
     def _copy_in(self, batch: PackedBatch, piece: _Piece, buffers: Buffers) -> None:
         first, last = piece.sequences.start, piece.sequences.stop
-        cu_seqlens = batch.cu_seqlens[first : last + 1]
-        if piece.tokens.start:
-            cu_seqlens = cu_seqlens - piece.tokens.start
-        pairs = [
-            (buffers.input_ids, batch.input_ids[piece.tokens]),
-            (buffers.positions, batch.positions[piece.tokens]),
-            (buffers.cu_seqlens, cu_seqlens),
-            (buffers.num_sequences, self._counts[last - first : last - first + 1]),
-        ]
+        tokens, sequences = piece.count, last - first
+        given = [batch.input_ids, batch.positions]
+        places = [buffers.input_ids[:tokens], buffers.positions[:tokens]]
         if batch.segment_ids is not None:
-            pairs.append((buffers.segment_ids, batch.segment_ids[piece.tokens]))
-        # One kernel copies them all.
-        torch._foreach_copy_(
-            [buffer[: len(values)] for buffer, values in pairs], [values for _, values in pairs]
-        )
+            given.append(batch.segment_ids)
+            places.append(buffers.segment_ids[:tokens])
+        ends = batch.cu_seqlens
+        if sequences < batch.num_sequences:
+            given = [values[piece.tokens] for values in given]
+            ends = ends[first : last + 1] - piece.tokens.start
+        given += [ends, self._counts[sequences : sequences + 1]]
+        places += [buffers.cu_seqlens[: sequences + 1], buffers.num_sequences]
+        torch._foreach_copy_(places, given)  # one kernel copies them all
 
     def _compute(self, plan: ForwardPlan, piece: _Piece, segments: bool) -> None:
         sequences = piece.sequences.stop - piece.sequences.start
         capacity = plan.buffers.sequences
         key = _key(piece.count, sequences, piece.max_seqlen, segments, capacity)
         if plan is not self._plan:
-            steps = plan.steps(*key)
+            steps = self._new_steps(plan, key)
         else:
             steps = self._steps_of(key)
             if self._graphs is not None:
@@ -250,6 +257,8 @@ def cut(cu_seqlens: npt.NDArray[np.int32], most: int) -> list[_Piece]:
         most: tokens and sequences in a run; a longer sequence is a run of its own.
     """
     total, sequences = int(cu_seqlens[-1]), len(cu_seqlens) - 1
+    if total <= most and 0 < sequences <= most:
+        return [_piece(cu_seqlens, 0, sequences)]
     turns = max(-(-total // most), 1)
     share = max(-(-total // turns), 1)
     pieces, first = [], 0
@@ -260,10 +269,16 @@ def cut(cu_seqlens: npt.NDArray[np.int32], most: int) -> list[_Piece]:
         if last > sequences or cu_seqlens[last] - start > most:
             last = int(np.searchsorted(cu_seqlens, start + most, side="right")) - 1
         last = min(max(last, first + 1), first + most, sequences)
-        longest = int(np.diff(cu_seqlens[first : last + 1]).max())
-        pieces.append(_Piece(slice(first, last), slice(start, int(cu_seqlens[last])), longest))
+        pieces.append(_piece(cu_seqlens, first, last))
         first = last
     return pieces
+
+
+def _piece(cu_seqlens: npt.NDArray[np.int32], first: int, last: int) -> _Piece:
+    """The sequences from `first` to before `last`."""
+    longest = int((cu_seqlens[first + 1 : last + 1] - cu_seqlens[first:last]).max())
+    tokens = slice(int(cu_seqlens[first]), int(cu_seqlens[last]))
+    return _Piece(slice(first, last), tokens, longest)
 
 
 class CudaBackend:

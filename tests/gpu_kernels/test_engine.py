@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 from fastdistil.backends import reference
 from fastdistil.backends.cuda import CudaProgram
 from fastdistil.config import EncoderConfig
+from fastdistil.kernels.settings import load_settings, target_of
 from fastdistil.model import DistilBertModel
 from fastdistil.packing import PackedBatch, pack_ids
 from fastdistil.pooling import pool
@@ -245,6 +248,34 @@ def test_graphs_give_the_bits_of_plain_launches(device: torch.device) -> None:
             assert torch.equal(graphs.forward_packed(batch), want)
     assert graphs.explain()["reason"].endswith("; CUDA graphs")
     assert plain.explain()["reason"].endswith("; plain launches (cuda_graphs=False)")
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [True, False])
+def test_kernels_that_start_early_give_the_same_bits(
+    device: torch.device, graphs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that did not wait for the one before would read what is not there yet."""
+    target = target_of(torch.cuda.get_device_capability(device))
+    settings = load_settings(target)
+    if not settings.waits:
+        pytest.skip("this GPU has no dependent launches; Hopper and later have")
+    config = tiny(num_layers=6)
+    batches = [batch_of(config, lengths, device) for lengths in ([7], LENGTHS, [40] * 40, [1] * 70)]
+    models = {}
+    for early in (False, True):
+        path = tmp_path / f"{early}.json"
+        path.write_text(json.dumps({**settings.table, "dependent_launch": early}))
+        monkeypatch.setenv("FASTDISTIL_TUNING", str(path))
+        models[early] = model_of(config, device, cuda_graphs=graphs)
+        models[early].forward_packed(batches[0])  # reads the settings
+    steps = models[True].program().launches(16, 16)  # type: ignore[union-attr]
+    assert all(step.dependent for step in steps)
+    wanted = [models[False].forward_packed(batch) for batch in batches]
+    for _ in range(50):  # one batch right behind the other
+        found = [models[True].forward_packed(batch) for batch in batches]
+        assert all(map(torch.equal, found, wanted))
 
 
 @needs_gpu
