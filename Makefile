@@ -99,7 +99,8 @@ pytest-transformers4: $(VENV)/.installed-dev $(VENV)/.built $(TRANSFORMERS4)/.in
 
 # Everything a GPU has to prove, in nine minutes, with the python that is there: nothing is fetched or
 # installed. Results go to benchmarks/results/<device>/; what is there already is not done again but
-# with AGAIN=1. DRY=1 walks every stage on a tiny model in Triton's interpreter, without a GPU.
+# with AGAIN=1. DRY=1 walks every stage on a tiny model in Triton's interpreter, without a GPU. In a
+# copy without git, FASTDISTIL_COMMIT=... says which commit the results are of.
 GPU_PYTHON ?= $(if $(DRY),$(BIN)/python,python3)
 GPU_RUN = HF_HUB_OFFLINE=1 $(if $(DRY),TRITON_INTERPRET=1) $(GPU_PYTHON) -m benchmarks.gpu
 GPU_FLAGS = $(if $(DRY),--dry) $(if $(AGAIN),--again) $(if $(OUT),--out $(OUT))

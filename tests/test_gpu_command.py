@@ -134,6 +134,17 @@ def test_the_fingerprint_follows_contents_and_settings(tmp_path: Path) -> None:
     assert device.digest([file], "bench", False) != first
 
 
+def test_a_copy_without_git_is_told_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("FASTDISTIL_COMMIT", raising=False)
+    assert device.commit() == "unknown"
+    monkeypatch.setenv("FASTDISTIL_COMMIT", "abc1234")
+    assert device.commit() == "abc1234"
+
+
 def test_folders_are_named_after_devices() -> None:
     assert device.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -88,12 +89,15 @@ def digest(paths: Iterable[Path], *settings: object) -> str:
 
 
 def commit() -> str:
-    """Short commit of the checkout, with ``+`` when tracked files differ from it."""
+    """Short commit of the checkout, with ``+`` when tracked files differ from it.
+
+    In a copy without git: what ``FASTDISTIL_COMMIT`` says.
+    """
     try:
         head = _run("git", "rev-parse", "--short", "HEAD")
         changed = _run("git", "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("FASTDISTIL_COMMIT", "unknown")
     return head + ("+" if changed else "")
 
 

@@ -27,6 +27,8 @@ def repair_bf16() -> None:
     builder.cast_impl = _repaired_cast(builder.cast_impl)
     builder.binary_op = _repaired_binary(builder.binary_op)
     builder.unary_op = _repaired_unary(builder.unary_op)
+    # A constant; 3.6.0 has none of that type.
+    builder.get_bf16 = lambda _, value: _rounded(np.array([value], np.float32))
     builder.fastdistil_bf16 = True
 
 

@@ -36,7 +36,9 @@ class GraphCache:
 
     def run(self, key: Hashable, steps: Sequence[Step]) -> None:
         """Queue the steps on the current stream: as a graph, captured now if there is none yet."""
-        graph = self._graphs.get(key)
+        # Whoever is capturing a graph of their own gets the launches for it.
+        capturing = torch.cuda.is_current_stream_capturing()
+        graph = None if capturing else self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
             graph.replay()
@@ -45,7 +47,7 @@ class GraphCache:
         # which a capture must not.
         for step in steps:
             step.run()
-        if self.failure is None and not torch.cuda.is_current_stream_capturing():
+        if self.failure is None and not capturing:
             self._capture(key, steps)
 
     def _capture(self, key: Hashable, steps: Sequence[Step]) -> None:
