@@ -31,6 +31,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -245,13 +246,16 @@ def load_settings(target: str) -> Settings:
     """
     if target not in TARGETS:
         raise ValueError(f"target: got {target!r}; allowed: {', '.join(TARGETS)}")
-    chosen = os.environ.get("FASTDISTIL_TUNING")
-    path = TUNING / f"{target}.json" if not chosen else Path(chosen)
-    if path.is_dir():
-        path = path / f"{target}.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"FASTDISTIL_TUNING: {path} is not there")
-    return _read(target, str(path), path.stat().st_mtime_ns)
+    # Every call of an operation comes by here, so the file system is asked as little as can be.
+    path = os.environ.get("FASTDISTIL_TUNING") or os.path.join(TUNING, f"{target}.json")
+    try:
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            path = os.path.join(path, f"{target}.json")
+            found = os.stat(path)
+    except OSError as error:
+        raise FileNotFoundError(f"FASTDISTIL_TUNING: {path} is not there") from error
+    return _read(target, path, found.st_mtime_ns)
 
 
 @cache
