@@ -108,8 +108,8 @@ def compile_all(launches: Iterable[Launch], device: torch.device) -> None:
         device: the GPU that they will run on.
     """
     distinct = {
-        (launch.kernel, launch.name, launch.num_warps, *launch.constants.values()): launch
-        for launch in launches
+        (one.kernel, one.name, one.num_warps, one.num_stages, *one.constants.values()): one
+        for one in launches
     }
 
     def compile_one(launch: Launch) -> None:
