@@ -79,14 +79,14 @@ def pool_kernel(
             rest += reduce_rows(others, exist, POOLING)
     if POOLING == "mean":
         tokens = tl.maximum(length, 1).to(tl.float32)
-        first = first / tokens
-        rest = rest / tokens
+        first = tl.div_rn(first, tokens)
+        rest = tl.div_rn(rest, tokens)
     if NORMALIZE:
         squares = tl.sum(first * first, 1) + tl.sum(rest * rest, 1)
-        norm = tl.sqrt(squares)[:, None]
+        norm = tl.sqrt_rn(squares)[:, None]
         norm = tl.where(norm < 1e-12, 1e-12, norm)  # NaN stays NaN
-        first = first / norm
-        rest = rest / norm
+        first = tl.div_rn(first, norm)
+        rest = tl.div_rn(rest, norm)
     one = tl.zeros((1,), dtype=tl.int32) + sequence
     store_row_parts(out_ptr, one, one >= 0, first, rest, WIDTH, FIRST, REST)
 
@@ -201,6 +201,9 @@ def _empty_result(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def _run(hidden: Tensor, cu_seqlens: Tensor, pooling: str, normalize: bool, out: Tensor) -> None:
+    if hidden.data_ptr() % 16:
+        # Narrower loads are laid out otherwise, and summed in another order: other bits.
+        hidden = hidden.clone()
     launch = pool_launch(hidden, cu_seqlens, pooling, normalize, out, settings_for(hidden.device))
     submit(launch, hidden.device)
 

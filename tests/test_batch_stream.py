@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_checkpoint import write_tiny_checkpoint
 from torch import Tensor
 
 from fastdistil import Encoder, batch_stream, encoder
@@ -29,7 +30,6 @@ from fastdistil.batch_stream import (
 )
 from fastdistil.packing import PackedBatch
 from fastdistil.tokenization import TokenizedTexts
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_checkpoint import write_tiny_checkpoint
 
 from fastdistil import Encoder, __version__, encode_file, info, progress
 from fastdistil.cli import main
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

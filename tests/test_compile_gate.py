@@ -98,6 +98,33 @@ def test_nothing_to_compile_fails(tmp_path: Path) -> None:
     assert "nothing was compiled" in told
 
 
+def test_the_benchmarks_kernel_compiles(tmp_path: Path) -> None:
+    """The one of which only the launch is timed: nothing else here compiles it."""
+    program = """
+import torch
+from compile_gate import StandIn
+from triton.runtime.driver import driver
+from benchmarks.gpu.ceilings import empty_kernel
+driver.set_active(StandIn("sm_90"))
+print(empty_kernel.warmup(torch.empty(1, device="meta"), grid=(1,)).asm["ptx"])
+"""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    paths = [str(GATE.parent), str(GATE.parent.parent), inherited.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={
+            **inherited,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "TRITON_CACHE_DIR": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ".entry empty_kernel" in done.stdout
+
+
 def test_the_interpreter_is_refused(tmp_path: Path) -> None:
     done = gate(tmp_path, "--target", "sm_80", "--only", "layernorm", TRITON_INTERPRET="1")
     assert done.returncode == 2
@@ -132,16 +159,15 @@ CLEAN: dict[str, Any] = {
     ],
 )
 def test_each_fault_is_told(change: dict[str, Any], told: str | None) -> None:
-    from tests.compile_gate import Case, MachineCode, faults
+    from compile_gate import Case, MachineCode, faults
 
     found = faults(MachineCode(**{**CLEAN, **change}), Case("sm_90", "linear", "", product(), 12))
     assert found == [] if told is None else told in "; ".join(found)
 
 
 def test_a_descriptor_must_be_loaded_by_tma() -> None:
+    from compile_gate import Case, MachineCode, faults
     from triton.tools.tensor_descriptor import TensorDescriptor
-
-    from tests.compile_gate import Case, MachineCode, faults
 
     x = torch.empty(64, 64, dtype=torch.bfloat16, device="meta")
     case = Case("sm_90", "linear", "", product(x=TensorDescriptor.from_tensor(x, [64, 64])), 12)
@@ -163,7 +189,7 @@ def test_a_descriptor_must_be_loaded_by_tma() -> None:
     ],
 )
 def test_what_comes_ahead_of_the_wait(before: list[str] | None, told: str | None) -> None:
-    from tests.compile_gate import Case, MachineCode, faults
+    from compile_gate import Case, MachineCode, faults
 
     launch = replace(product(), constants={"WAITS": True}, dependent=True)
     code = MachineCode(**{**CLEAN, "before_the_wait": before})
@@ -171,7 +197,7 @@ def test_what_comes_ahead_of_the_wait(before: list[str] | None, told: str | None
 
 
 def test_jumps_ahead_of_the_wait_must_lead_to_it() -> None:
-    from tests.compile_gate import before_the_wait
+    from compile_gate import before_the_wait
 
     assembly = """
         /*0000*/                   S2R R0, SR_TID.X ;
@@ -192,7 +218,7 @@ def test_jumps_ahead_of_the_wait_must_lead_to_it() -> None:
 
 
 def test_weights_that_are_to_be_fetched_early_must_be() -> None:
-    from tests.compile_gate import Case, MachineCode, faults
+    from compile_gate import Case, MachineCode, faults
 
     launch = replace(product(), constants={"PREFETCH": True, "WAITS": True}, dependent=True)
     case = Case("sm_90", "linear", "", launch, 12)
@@ -203,7 +229,7 @@ def test_weights_that_are_to_be_fetched_early_must_be() -> None:
 
 
 def test_a_dependent_launch_of_a_kernel_that_does_not_wait() -> None:
-    from tests.compile_gate import Case, MachineCode, faults
+    from compile_gate import Case, MachineCode, faults
 
     launch = replace(product(), dependent=True)
     found = faults(MachineCode(**CLEAN), Case("sm_90", "linear", "", launch, 12))

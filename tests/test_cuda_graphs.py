@@ -24,6 +24,7 @@ class Gpu:
         self.recording: list[str] | None = None
         self.theirs = False
         self.broken: str | None = None
+        self.ended: list[tuple[int, str]] = []
 
     def launch(self, name: str) -> None:
         if self.recording is not None:
@@ -48,9 +49,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     found = Gpu()
 
     class Graph:
-        def capture_begin(self, capture_error_mode: str) -> None:
-            # Other threads may go on using the device while this one captures.
+        def capture_begin(self, pool: str, capture_error_mode: str) -> None:
+            # Other threads may go on using the device while this one captures, but not capture.
             assert capture_error_mode == "thread_local"
+            assert cuda_graphs._one_at_a_time.locked()
+            assert pool == "pool"
             self._nodes: list[str] = []
             found.recording = self._nodes
 
@@ -65,6 +68,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         yield
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(
+        torch._C, "_cuda_endAllocateToPool", lambda *ended: found.ended.append(ended)
+    )
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: object())
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: found.theirs)
@@ -96,12 +103,15 @@ def test_the_least_recently_used_goes_first(gpu: Gpu, monkeypatch: pytest.Monkey
 
 
 def test_a_capture_that_fails_is_the_last_one(gpu: Gpu) -> None:
-    cache = GraphCache(torch.device("cuda"))
+    cache = GraphCache(torch.device("cuda", 0))
     cache.run("good", steps(gpu, "a"))
+    assert not gpu.ended
     gpu.broken = "b"
     cache.run("bad", steps(gpu, "a", "b"))
     assert cache.failure == "capture failed: b cannot be captured: no"
     assert len(cache) == 0
+    assert gpu.ended == [(0, "pool")]
+    assert not cuda_graphs._one_at_a_time.locked()
     gpu.broken = None
     for key in ("good", "bad"):
         cache.run(key, steps(gpu, key))

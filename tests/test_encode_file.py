@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from tiny_checkpoint import write_tiny_checkpoint
 
 from fastdistil import Encoder, encode_file, shards, text_io
 from fastdistil.shards import ResumeError
 from fastdistil.text_io import InputError, UsageError
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # Subprocesses that only have a tiny model to run need one thread, and find the package in the

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_checkpoint import write_modules, write_tiny_checkpoint
 
 import fastdistil
 from fastdistil import Encoder, encoder, progress
@@ -25,8 +27,6 @@ from fastdistil.overlap import overlapped
 from fastdistil.packing import pack_flat, pack_ids
 from fastdistil.pooling import pool
 from fastdistil.tokenization import TokenizedTexts
-from tests.helpers import tiny_config
-from tests.tiny_checkpoint import write_modules, write_tiny_checkpoint
 
 WORDS = ["a", "bc", "def", "x1", "hello", "?", "  ", "émile"]
 

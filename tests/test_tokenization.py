@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_checkpoint import VOCABULARY, letter_tokenizer
 
 from fastdistil.tokenization import (
     TextTokenizer,
@@ -16,7 +17,6 @@ from fastdistil.tokenization import (
     max_length_of,
     replace_lone_surrogates,
 )
-from tests.tiny_checkpoint import VOCABULARY, letter_tokenizer
 
 ODD_TEXTS = [
     "",

@@ -7,11 +7,11 @@ from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import Any
 
+from helpers import randomize, tiny_config
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
 from fastdistil.model import DistilBertModel
-from tests.helpers import randomize, tiny_config
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = [*SPECIAL, *ascii_lowercase, *(f"##{c}" for c in ascii_lowercase + digits), *digits]
@@ -21,7 +21,7 @@ def write_tiny_checkpoint(folder: Path, *, tokenizer: bool = True, **sizes: Any)
     """Seeded random weights and a tokenizer with a token per letter; returns the folder.
 
     Args:
-        sizes: changes to `tests.helpers.tiny_config`.
+        sizes: changes to `helpers.tiny_config`.
     """
     model = DistilBertModel(tiny_config(**sizes)).eval()
     randomize(model)

@@ -35,7 +35,7 @@ _NODES = 200
 
 
 @triton.jit
-def empty_kernel(x_ptr: Any) -> None:
+def empty_kernel(x_ptr):  # type: ignore[no-untyped-def] # Triton looks annotations up
     """Nothing: what is left is the launch."""
 
 

@@ -124,7 +124,7 @@ class EventTimer:
         # Not torch.cuda.graph(): it collects garbage each time, which takes longer than the rest.
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), torch.inference_mode(False):
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 for call in calls:

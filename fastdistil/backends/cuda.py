@@ -72,7 +72,9 @@ class CudaProgram:
         self._steps: dict[_Key, list[Step]] = {}
         self._graphs = GraphCache(device) if options.cuda_graphs and _is_gpu(device) else None
         self._lock = threading.Lock()
-        self._stream: torch.cuda.Stream | None = None
+        # Whose work the buffers and weights are waiting for: so far, that of making them.
+        self._stream = torch.cuda.current_stream(device) if _is_gpu(device) else None
+        self._memory = [*self._buffers.tensors(), *self._weights.tensors(), self._counts]
 
     @property
     def instruction_set(self) -> str:
@@ -169,7 +171,7 @@ class CudaProgram:
             raise ValueError(f"batch: on {batch.device}, but the weights are on {self._device}")
         pieces = cut(validate(batch, self._config).cu_seqlens, self._tokens)
         with self._lock, _device_of(self._device):
-            self._take_over_the_buffers()
+            self._take_over()
             for piece in pieces:
                 # A single sequence longer than the buffers brings its own.
                 fits = piece.count <= self._buffers.tokens
@@ -179,15 +181,20 @@ class CudaProgram:
                     self._compute(plan, piece, batch.segment_ids is not None)
                 yield piece, plan.buffers
 
-    def _take_over_the_buffers(self) -> None:
-        """Have the current stream wait for what another one still does with the buffers."""
-        if not _is_gpu(self._device):
+    def _take_over(self) -> None:
+        """Have the current stream wait for what another one still does with buffers and weights.
+
+        One that is being captured into somebody else's graph cannot: no graph waits for what is
+        outside of it. When that graph may run is then for its owner to say.
+        """
+        if self._stream is None or torch.cuda.is_current_stream_capturing():
             return
         stream = torch.cuda.current_stream(self._device)
         if self._stream != stream:
-            if self._stream is not None:
-                stream.wait_stream(self._stream)
-            self._buffers.record_stream(stream)
+            stream.wait_stream(self._stream)
+            # Once it is freed, the memory is kept until what this stream does with it is done.
+            for tensor in self._memory:
+                tensor.record_stream(stream)
             self._stream = stream
 
     def _copy_in(self, batch: PackedBatch, piece: _Piece, buffers: Buffers) -> None:

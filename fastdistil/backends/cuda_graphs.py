@@ -7,12 +7,17 @@ program run over the same buffers, so a graph costs its nodes and nothing else.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 import torch
 
 from .cuda_plan import Step
+
+# Torch allows one capture at a time in a process, whichever device it is on.
+_one_at_a_time = threading.Lock()
 
 # A graph of a six-layer model has some forty nodes. The least recently used go first.
 MOST_GRAPHS = 256
@@ -56,18 +61,31 @@ class GraphCache:
         # Not torch.cuda.graph(): it waits for the whole device and empties the allocator's cache.
         # Other threads may go on using the device meanwhile: "thread_local".
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.stream(self._stream):
-                graph.capture_begin(capture_error_mode="thread_local")
+        pool = torch.cuda.graph_pool_handle()
+        # Outside of inference mode: torch's own bookkeeping of captures is not for one mode only.
+        with _one_at_a_time, torch.cuda.stream(self._stream), torch.inference_mode(False):
+            try:
+                graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     for step in steps:
                         step.run()
                 finally:
                     graph.capture_end()
-        except RuntimeError as error:
-            self.failure = f"capture failed: {' '.join(str(error).split())[:200]}"
-            self._graphs.clear()
-            return
+            except RuntimeError as error:
+                self.failure = f"capture failed: {' '.join(str(error).split())[:200]}"
+                self._graphs.clear()
+                _end_allocations(self._device, pool)
+                return
         self._graphs[key] = graph
         if len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
+
+
+def _end_allocations(device: torch.device, pool: tuple[int, int]) -> None:
+    """Tell torch's allocator that a capture is over.
+
+    Where ending it fails, torch (2.11) leaves the allocator believing that it goes on; then it
+    would keep for ever what it should free when a stream is done with it.
+    """
+    with contextlib.suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device.index, pool)

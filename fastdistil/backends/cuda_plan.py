@@ -115,11 +115,9 @@ class Buffers:
         self._hidden, self._context, self._update = (states(width) for _ in range(3))
         self._wide = states(max(3 * width, inner))
 
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory, once it is freed, until what `stream` does with it by then is done."""
-        for value in vars(self).values():
-            if isinstance(value, Tensor):
-                value.record_stream(stream)
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
     def hidden(self, tokens: int) -> Tensor:
         """The first rows of the states, [tokens, D]."""

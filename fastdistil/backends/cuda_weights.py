@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,17 @@ class EncoderWeights:
     segments: Tensor | None
     norm: Affine
     layers: tuple[LayerWeights, ...]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them."""
+        yield from (self.words, self.positions)
+        if self.segments is not None:
+            yield self.segments
+        affine = [self.norm]
+        for layer in self.layers:
+            affine += vars(layer).values()
+        for one in affine:
+            yield from (one.weight, one.bias)
 
 
 def fold(

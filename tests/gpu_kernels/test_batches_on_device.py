@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import assert_fp32_budget, padded_batch, random_hf_model, tiny_config
+from tiny_checkpoint import write_tiny_checkpoint
 from torch import Tensor
 
 import fastdistil
@@ -30,8 +32,6 @@ from fastdistil.packing import (
     padded_facts,
     validate,
 )
-from tests.helpers import assert_fp32_budget, padded_batch, random_hf_model, tiny_config
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
 KERNELS = _triton_kernels()
 FIELDS = ("input_ids", "positions", "segment_ids", "cu_seqlens")

@@ -233,6 +233,54 @@ def test_products_by_cublas(
     assert_within_budget(model.forward_packed(batch), exact(model, batch), "bf16")
 
 
+class Stream:
+    """Notes which streams it waited for."""
+
+    def __init__(self) -> None:
+        self.waited: list[Stream] = []
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited.append(other)
+
+
+class Memory:
+    """Notes which streams keep it."""
+
+    def __init__(self) -> None:
+        self.kept_for: list[Stream] = []
+
+    def record_stream(self, stream: Stream) -> None:
+        self.kept_for.append(stream)
+
+
+def test_another_stream_waits_and_keeps_the_memory(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one too: for whoever prepares the weights. Not one that is being captured."""
+    program = model_of(tiny(), device).program()
+    assert isinstance(program, CudaProgram)
+    maker, user, memory = Stream(), Stream(), Memory()
+    monkeypatch.setattr(program, "_stream", maker)
+    monkeypatch.setattr(program, "_memory", [memory])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: user)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    program._take_over()
+    assert (user.waited, memory.kept_for) == ([], [])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for _ in range(2):
+        program._take_over()
+        assert (user.waited, memory.kept_for) == ([maker], [user])
+
+
+def test_all_weights_and_buffers_are_kept(device: torch.device) -> None:
+    model = model_of(tiny(), device)
+    program = model.program()
+    assert isinstance(program, CudaProgram)
+    # Q, K and V are one weight and one bias here; buffers are ten, and there is the count.
+    joined = 4 * model.config.num_layers
+    assert len(program._memory) == len(model.state_dict()) - joined + 10 + 1
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; `make gpu-test`")
 
 
@@ -276,6 +324,62 @@ def test_kernels_that_start_early_give_the_same_bits(
     for _ in range(50):  # one batch right behind the other
         found = [models[True].forward_packed(batch) for batch in batches]
         assert all(map(torch.equal, found, wanted))
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_the_first_forward_may_come_on_another_stream(device: torch.device) -> None:
+    batch = batch_of(tiny(), LENGTHS, device)
+    want = model_of(tiny(), device).forward_packed(batch)
+    for _ in range(5):
+        model = model_of(tiny(), device)
+        model.program()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = model.forward_packed(batch)
+        torch.cuda.synchronize()
+        assert torch.equal(found, want)
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_a_forward_in_somebody_elses_graph(device: torch.device) -> None:
+    model = model_of(tiny(), device)
+    batch = batch_of(model.config, LENGTHS, device)
+    want = model.forward_packed(batch).clone()  # ours is captured now
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = model.forward_packed(batch)
+    found.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(found, want)
+    assert torch.equal(model.forward_packed(batch), want)
+    assert model.explain()["reason"].endswith("; CUDA graphs")
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_programs_capture_in_several_threads(device: torch.device) -> None:
+    batches = [batch_of(tiny(), LENGTHS[: 2 + i], device) for i in range(6)]
+    wanted = [model_of(tiny(), device).forward_packed(batch) for batch in batches]
+    torch.cuda.synchronize()
+    models = [model_of(tiny(), device) for _ in range(4)]
+    wrong: list[int] = []
+
+    def work(model: DistilBertModel) -> None:
+        for index, batch in enumerate(batches):
+            for _ in range(3):
+                if not torch.equal(model.forward_packed(batch), wanted[index]):
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert all(model.explain()["reason"].endswith("; CUDA graphs") for model in models)
 
 
 @needs_gpu

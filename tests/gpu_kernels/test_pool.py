@@ -67,6 +67,15 @@ def test_other_widths(way: str, width: int, device: torch.device) -> None:
     assert_as_good_as(pool(*o, way, True), theirs(*o, way, True), want)
 
 
+@pytest.mark.parametrize("way", POOLINGS)
+def test_bits_do_not_depend_on_the_address(way: str, device: torch.device) -> None:
+    hidden, cu_seqlens = batch([9, 2], 300, torch.bfloat16, device)
+    elsewhere = torch.cat([hidden[:1], hidden])[1:]
+    assert elsewhere.data_ptr() % 16
+    want = pool(hidden, cu_seqlens, way, True)
+    assert torch.equal(pool(elsewhere, cu_seqlens, way, True), want)
+
+
 @pytest.mark.parametrize(("way", "normalize"), WAYS)
 def test_no_tokens_give_zeros(way: str, normalize: bool, device: torch.device) -> None:
     hidden, cu_seqlens = batch([0, 4, 0], 96, torch.float32, device)
