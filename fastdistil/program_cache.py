@@ -22,6 +22,14 @@ from .config import EncoderConfig
 # A sample is compared as bits, so an integer of its size does for every dtype.
 _BITS = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
+# For `map`.
+_get = dict.get
+_version_of = operator.attrgetter("_version")
+_value_of = operator.attrgetter("value")
+
+# Address, version and size of each tensor.
+_Fingerprint = tuple[list[int], list[int], list[int]]
+
 
 class ProgramCache:
     """The program for a set of weights, prepared on first use and whenever they changed.
@@ -119,13 +127,6 @@ class _Prepared(NamedTuple):
     program: Program
 
 
-_version_of = operator.attrgetter("_version")
-_value_of = operator.attrgetter("value")
-
-# Address, version and size of each tensor.
-_Fingerprint = tuple[list[int], list[int], list[int]]
-
-
 class _Watch:
     """What some tensors looked like, and whether they still do.
 
@@ -202,9 +203,6 @@ class _Found(NamedTuple):
     def is_current(self) -> bool:
         """Whether all of it still hangs there. What was added since is not seen."""
         return all(map(operator.is_, map(_get, self.tables, self.keys), self.values))
-
-
-_get = dict.get
 
 
 def _walk(module: nn.Module) -> _Found:

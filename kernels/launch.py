@@ -80,7 +80,7 @@ class Launch:
             # Spelled out because its default differs between versions of Triton.
             "enable_fp_fusion": True,
             # The interpreter does not know the word.
-            **({"launch_pdl": True} if self.dependent and not interpreted() else {}),
+            **({"launch_pdl": True} if self.dependent else {}),
         }
 
 

@@ -360,8 +360,7 @@ def _prefetches(weight: Tensor, tokens: int, setting: LinearSetting, settings: S
 
     Where there are several tiles along T, all but one program of a column would ask in vain.
     """
-    early = settings.waits and settings.dependent_launch
-    return early and tokens <= setting.block_m and _describable(weight)
+    return settings.dependent_launch and tokens <= setting.block_m and _describable(weight)
 
 
 def _splits(setting: LinearSetting) -> bool:

@@ -127,7 +127,8 @@ class Settings:
         self.measured_on: str | None = table.get("measured_on")
         try:
             self.chunk_tokens = int(table["chunk_tokens"])
-            self.dependent_launch = _dependent_launch(target, table)
+            # The interpreter launches one by one, whatever the table says.
+            self.dependent_launch = _dependent_launch(target, table) and self.waits
             self._linear = {
                 name: _linear_rules(table.get(name, {})) for name in ("linear", "fastest")
             }

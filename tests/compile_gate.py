@@ -216,10 +216,8 @@ def linear_cases(settings: Settings) -> Iterator[Case]:
 
     Where kernels may start early, few rows are multiplied by other code: that is compiled too.
     """
-    early = settings
-    if settings.waits:
-        table = {**settings.table, "dependent_launch": True}
-        early = Settings(settings.target, table, settings.source)
+    table = {**settings.table, "dependent_launch": settings.waits}
+    early = Settings(settings.target, table, settings.source)
     tried = set()
     for kind, key, limit, setting in settings.all_linear():
         for dtype in dtypes_of(kind, settings.target):

@@ -60,10 +60,7 @@ def test_a_launch_says_everything() -> None:
     ]
 
 
-def test_a_dependent_launch_is_compiled_and_launched_as_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+def test_a_dependent_launch_is_compiled_and_launched_as_one() -> None:
     kernel = Kernel()
     dependent = launch(kernel, dependent=True)
     dependent.compile()

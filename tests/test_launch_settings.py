@@ -109,6 +109,12 @@ def test_dependent_launches_are_for_gpus_that_have_them(
         Settings(target, table, "here")
 
 
+def test_the_interpreter_launches_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    settings = Settings("sm_90", table_of("sm_90") | {"dependent_launch": True}, "here")
+    assert (settings.dependent_launch, settings.waits) == (False, False)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_wait_where_they_can_be_launched_early(target: str) -> None:
     assert load_settings(target).waits == (target in ("sm_90", "sm_100"))

@@ -54,7 +54,7 @@ def _chunk_item(session: Session) -> dict[str, Any]:
     values = [present, *(size for size in _CHUNKS if size != present)]
     row = _row(session, 256, 128)
     timings = _race(session, row, CHUNK, values[:2] if session.dry else values)
-    best = min(values[: len(timings)], key=lambda value: timings[value].median)
+    best = min(timings, key=lambda value: timings[value].median)
     chosen = best if _wins(timings, best, present) else present
     return {"chosen": chosen, "seconds": {row.name: _medians(timings)}}
 
