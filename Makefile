@@ -1,4 +1,5 @@
-# What one can do here: make demo | test | lint | format | sanitize | compile-gate | bench | clean
+# What one can do here: make demo | test | lint | format | sanitize | cross-aarch64 | compile-gate |
+# bench | clean
 # On a machine with a GPU: make gpu, or its stages gpu-test | gpu-tune | gpu-bench | gpu-profile
 #
 # Each target sets up what it needs; a machine needs only python3 (3.11 or newer, with venv), a C++
@@ -12,7 +13,7 @@ CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 TRANSFORMERS4 := $(VENV)/transformers-4.57
 TRITON36 := $(VENV)/triton-3.6.0
 
-.PHONY: demo test lint format sanitize sanitize-address sanitize-thread compile-gate \
+.PHONY: demo test lint format sanitize sanitize-address sanitize-thread cross-aarch64 compile-gate \
 	pytest pytest-kernels pytest-transformers4 gpu gpu-build gpu-test gpu-tune gpu-bench gpu-profile \
 	bench clean
 .NOTPARALLEL:
@@ -21,7 +22,7 @@ TRITON36 := $(VENV)/triton-3.6.0
 demo: $(VENV)/.installed-demo $(VENV)/.built
 	$(BIN)/python -m benchmarks.demo
 
-test: lint sanitize compile-gate pytest-kernels pytest-transformers4 pytest
+test: lint sanitize cross-aarch64 compile-gate pytest-kernels pytest-transformers4 pytest
 
 # --- the environment ------------------------------------------------------------------------------
 
@@ -71,6 +72,23 @@ sanitize-address sanitize-thread: $(VENV)/.installed-dev
 		-DFASTDISTIL_PYTHON=OFF -DFASTDISTIL_TESTS=ON -DFASTDISTIL_SANITIZE=$(SANITIZERS) --log-level=NOTICE
 	$(BIN)/cmake --build build/$@
 	$(RUN) build/$@/fastdistil_cpu_tests
+
+# The same tests for 64-bit ARM, where the portable kernels are all there is: compiled on any machine,
+# run on such a CPU or in QEMU. A QEMU with plugins aborts as soon as a forked child starts threads,
+# and one test does that; Debian's static build has no plugins.
+ZIG_CMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" ZIG_GLOBAL_CACHE_DIR="$(CURDIR)/.cache/zig" cmake
+cross-aarch64: $(VENV)/.installed-dev
+	$(ZIG_CMAKE) -S . -B build/$@ -G Ninja --toolchain csrc/toolchains/aarch64-linux.cmake \
+		-DFASTDISTIL_PYTHON=OFF -DFASTDISTIL_TESTS=ON --log-level=NOTICE -Wno-unused-cli
+	$(ZIG_CMAKE) --build build/$@
+	@tests=build/$@/fastdistil_cpu_tests; run=; lacks=; \
+	if [ "$$(uname -sm)" = "Linux aarch64" ]; then :; \
+	elif command -v qemu-aarch64-static >/dev/null; then run=qemu-aarch64-static; \
+	elif ! command -v qemu-aarch64 >/dev/null; then lacks="there is no qemu-aarch64-static"; \
+	elif qemu-aarch64 -h | grep -q -e -plugin; then lacks="this qemu-aarch64 has plugins"; \
+	else run=qemu-aarch64; fi; \
+	if [ -z "$$lacks" ]; then echo "$$run $$tests"; $$run $$tests; \
+	else echo "aarch64: compiled, but NOT RUN: $$lacks (apt install qemu-user-static). CI runs it."; fi
 
 # The triton that GPU machines have today, beside the newest.
 $(TRITON36)/.installed: | $(BIN)/python
