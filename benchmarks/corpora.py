@@ -29,12 +29,16 @@ OWN_SENTENCES = Path(__file__).resolve().parent / "data" / "sentences.txt"
 VADER = "vaderSentiment==3.3.2"
 VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _INNER_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+_REVIEWS_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _RATED_FILES = (
     "hutto_ICWSM_2014/tweets_GroundTruth.txt",
-    "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+    _REVIEWS_FILE,
     "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
     "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
 )
+# What is kept of the download: every text; "score <tab> text" of the film reviews.
+_CACHED_TEXTS = "vaderSentiment-3.3.2.txt"
+_CACHED_REVIEWS = "vaderSentiment-3.3.2-film-reviews.txt"
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,29 @@ def real_sentences(minimum: int = 0) -> list[str]:
 def load_corpus() -> Corpus:
     """The rated sentences of vaderSentiment, else the project's own."""
     try:
-        return Corpus(_fair_order(_vader_sentences()), f"the source distribution of {VADER}")
+        return Corpus(
+            _fair_order(_vader_lines(_CACHED_TEXTS)), f"the source distribution of {VADER}"
+        )
     except LookupError as missing:
         own = OWN_SENTENCES.read_text(encoding="utf-8").split("\n")
         return Corpus(_fair_order(own), f"the project's own sentences, because {missing}")
+
+
+def movie_reviews() -> tuple[list[str], list[float]]:
+    """The 10,605 sentences of film reviews, and how much people thought each praises its film.
+
+    A score is the mean of 15 to 29 people's whole numbers, from -4 (pans it) to 4. Two texts come
+    twice, with scores of their own. Any prefix is a fair sample, as of `real_sentences`.
+
+    Returns:
+        the texts; their scores.
+
+    Raises:
+        LookupError: they cannot be had here. Nothing stands in for them.
+    """
+    rows = (line.split("\t", 1) for line in _vader_lines(_CACHED_REVIEWS))
+    rated = sorted(rows, key=lambda row: _digest(row[1]))
+    return [text for _, text in rated], [float(score) for score, _ in rated]
 
 
 def minilm_folder() -> Path:
@@ -109,20 +132,32 @@ def _fair_order(sentences: list[str]) -> tuple[str, ...]:
     text: no seed, no library version, no platform.
     """
     unique = {text for text in (s.strip() for s in sentences) if text}
-    return tuple(sorted(unique, key=lambda text: hashlib.sha256(text.encode()).digest()))
+    return tuple(sorted(unique, key=_digest))
 
 
-def _vader_sentences() -> list[str]:
-    """From the cache, else from the package index; LookupError says why neither worked."""
-    cached = CACHE / "vaderSentiment-3.3.2.txt"
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _vader_lines(name: str) -> list[str]:
+    """Of _CACHED_TEXTS or _CACHED_REVIEWS: from the cache, else from the package index.
+
+    LookupError says why neither worked.
+    """
+    cached = CACHE / name
     if not cached.is_file():
-        sentences = _read_rated_sentences(_download_vader())
-        CACHE.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed: a killed or a concurrent run never leaves half a file behind.
-        part = cached.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes("\n".join(sentences).encode())
-        part.replace(cached)
+        tables = _read_rated_sets(_download_vader())
+        _keep(_CACHED_TEXTS, [text for rows in tables.values() for _, text in rows])
+        _keep(_CACHED_REVIEWS, [f"{score}\t{text}" for score, text in tables[_REVIEWS_FILE]])
     return cached.read_bytes().decode().split("\n")
+
+
+def _keep(name: str, lines: list[str]) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed: a killed or a concurrent run never leaves half a file behind.
+    part = (CACHE / name).with_suffix(f".{os.getpid()}.part")
+    part.write_bytes("\n".join(lines).encode())
+    part.replace(CACHE / name)
 
 
 def _download_vader() -> bytes:
@@ -143,13 +178,16 @@ def _download_vader() -> bytes:
     raise LookupError(f"pip could not download {VADER} ({errors[0]})")
 
 
-def _read_rated_sentences(archive: bytes) -> list[str]:
-    """The texts of the four rated sets. Members are read in memory: nothing is unpacked to disk."""
+def _read_rated_sets(archive: bytes) -> dict[str, list[tuple[str, str]]]:
+    """(score, text) pairs of the four rated sets, by file name.
+
+    Members are read in memory: nothing is unpacked to disk.
+    """
     digest = hashlib.sha256(archive).hexdigest()
     if digest != VADER_SHA256:
         raise LookupError(f"the download of {VADER} has SHA-256 {digest}, wanted {VADER_SHA256}")
     inner = _tar_member(archive, _INNER_ARCHIVE)
-    return [text for name in _RATED_FILES for text in _rated_texts(_tar_member(inner, name))]
+    return {name: _rated_rows(_tar_member(inner, name)) for name in _RATED_FILES}
 
 
 def _tar_member(archive: bytes, name: str) -> bytes:
@@ -159,7 +197,7 @@ def _tar_member(archive: bytes, name: str) -> bytes:
         return member.read()
 
 
-def _rated_texts(table: bytes) -> list[str]:
-    """Third column of lines ``id <tab> mean human score <tab> text``."""
+def _rated_rows(table: bytes) -> list[tuple[str, str]]:
+    """The last two columns of lines ``id <tab> mean human score <tab> text``."""
     rows = (line.strip().split("\t", 2) for line in table.decode("utf-8").split("\n"))
-    return [row[2] for row in rows if len(row) == 3]
+    return [(row[1], row[2].strip()) for row in rows if len(row) == 3]

@@ -193,7 +193,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_figure(cell: str) -> bool:
-    return cell[:1].isdigit() or cell == "-"
+    return cell.lstrip("+-")[:1].isdigit() or cell == "-"
 
 
 def _version(package: str) -> str | None:

