@@ -1,5 +1,6 @@
 """Measurements of fastdistil beside the engines people use today, on real sentences.
 
-Every module here is a command: ``python -m benchmarks.demo``, ``python -m benchmarks.forward``,
-``python -m benchmarks.accuracy``, ``python -m benchmarks.probe``.
+Commands: ``python -m benchmarks.demo``, ``forward`` (fastdistil beside its peers),
+``instruction_sets`` (the same on each instruction set), ``parts`` (where the time goes),
+``accuracy`` and ``probe`` (what a precision costs).
 """

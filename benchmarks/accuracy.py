@@ -43,6 +43,7 @@ PROMISES = {
     "fp32": Promise(relative_error=2e-5),
     "bf16": Promise(token_cosine=0.9998, pooled_cosine=0.9999),
     "fp16": Promise(token_cosine=0.9998, pooled_cosine=0.9999),
+    "int8": Promise(token_cosine=0.995, pooled_cosine=0.998),
 }
 
 

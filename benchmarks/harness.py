@@ -7,6 +7,7 @@ turns; the fastest turn is kept beside it in the results.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from typing import Any
 from benchmarks.corpora import ROOT
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# Where `--json` without a file writes: the machine's name is known once it has been measured.
+_ON_THIS_DEVICE = Path("benchmarks/results/<device>")
 
 # An engine's worker threads keep spinning for a moment after it returns, which would be charged to
 # the next one on a machine with few cores. 50 ms is longer than any of their spin loops.
@@ -114,6 +118,16 @@ def ratio(ours: Timing, theirs: Timing) -> float:
     return theirs.median / ours.median
 
 
+def timings(workload: Mapping[str, Any]) -> dict[str, Timing]:
+    """By engine, from a workload in the results."""
+    return {engine["name"]: Timing(tuple(engine["seconds"])) for engine in workload["engines"]}
+
+
+def say(line: str) -> None:
+    """Tell whoever waits what is going on."""
+    print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
+
+
 def environment() -> dict[str, Any]:
     """The machine, the software and the commit that a measurement belongs to."""
     import torch
@@ -172,6 +186,29 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def add_json_option(parser: argparse.ArgumentParser, name: str) -> None:
+    """`--json [FILE]`; without a FILE the results are called `name`, in the machine's folder."""
+    default = _ON_THIS_DEVICE / name
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        type=Path,
+        const=default,
+        metavar="FILE",
+        help=f"write the results (default: {default})",
+    )
+
+
+def save(file: Path | None, results: Mapping[str, Any]) -> None:
+    """Write results where `--json` said, if it was given, and say where that is."""
+    if file is None:
+        return
+    if file.parent == _ON_THIS_DEVICE:
+        file = RESULTS / device_folder(results["environment"]) / file.name
+    write_results(file, results)
+    print(f"\nwritten to {file}")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

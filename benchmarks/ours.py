@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import fastdistil
 from benchmarks.peers import Engine, Floats, Variant, torch_variant
 from benchmarks.workloads import Workload
+from fastdistil.backends import select
 from fastdistil.drop_in import Explanation
 from fastdistil.packing import pack_ids
+
+PRECISIONS = ("int8", "bf16", "fp32")
+
+
+def precisions(hf_model: Any, missing: list[str]) -> list[str]:
+    """Those the CPU engine has kernels for here; a line for each other."""
+    config = fastdistil.EncoderConfig.from_hf(hf_model.config)
+    found = []
+    for precision in PRECISIONS:
+        try:
+            # Not "auto": plain PyTorch would stand in for kernels that are not there.
+            select(config, torch.device("cpu"), precision, backend="cpu")
+        except ValueError as refusal:
+            missing.append(f"fastdistil {precision}: {refusal}")
+        else:
+            found.append(precision)
+    return found
 
 
 def packed(hf_model: Any, precision: str) -> Engine:
@@ -25,12 +45,30 @@ def packed(hf_model: Any, precision: str) -> Engine:
     def run(workload: Workload) -> Tensor:
         return model.forward_packed(pack_ids(workload.sequences))
 
-    def tokens(workload: Workload, hidden: Tensor) -> Floats:
+    def rows(workload: Workload, hidden: Tensor) -> Floats:
         return hidden.float().numpy()
 
     facts = model.explain()
     configuration = f"forward_packed; {facts['backend']} backend, {facts['instruction_set']}"
-    return Engine(f"fastdistil {precision}", precision, (Variant(configuration, run, tokens),))
+    return Engine(f"fastdistil {precision}", precision, (Variant(configuration, run, rows),))
+
+
+def pooled(hf_model: Any, precision: str) -> Engine:
+    """`Encoder.encode_ids`: from lists of token ids to one vector a sequence, [B, D], by mean."""
+    with tempfile.TemporaryDirectory() as folder:
+        hf_model.save_pretrained(folder)
+        encoder = fastdistil.Encoder(folder, "cpu", precision, pooling="mean", normalize=False)
+
+    def run(workload: Workload) -> Floats:
+        vectors: Floats = encoder.encode_ids(workload.sequences, show_progress=False)
+        return vectors
+
+    def rows(workload: Workload, vectors: Floats) -> Floats:
+        return vectors
+
+    facts = encoder.model.explain()
+    configuration = f"encode_ids; {facts['backend']} backend, {facts['instruction_set']}"
+    return Engine(f"fastdistil {precision}", precision, (Variant(configuration, run, rows),))
 
 
 def drop_in(hf_model: Any, precision: str) -> Engine:
@@ -40,3 +78,9 @@ def drop_in(hf_model: Any, precision: str) -> Engine:
     assert isinstance(facts, Explanation)
     configuration = f"accelerate(); {facts.backend} backend, {facts.instruction_set}"
     return Engine(f"fastdistil {precision}", precision, (torch_variant(model, configuration),))
+
+
+def means(workload: Workload, states: Floats) -> Floats:
+    """[B, D]: what `pooled` should give where the last hidden states [T, D] are these."""
+    ends = np.cumsum([len(sequence) for sequence in workload.sequences])[:-1]
+    return np.stack([sentence.mean(axis=0) for sentence in np.split(states, ends)])

@@ -8,6 +8,7 @@ fastest. Every variant is checked against eager fp32 before it is timed.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import io
@@ -36,13 +37,14 @@ class Variant:
 
     Attributes:
         configuration: for people, what was set.
-        run: all of a workload's last hidden states, once. This is what is timed.
-        tokens: the result of `run` as fp32 [T, D], the workload's real tokens in order. Not timed.
+        run: a workload, once: its last hidden states or its vectors. This is what is timed.
+        rows: the result of `run` as fp32 [rows, D], to be checked; not timed. A row for each real
+            token of the workload, in order, or for each sequence where `run` pools.
     """
 
     configuration: str
     run: Callable[[Workload], Any]
-    tokens: Callable[[Workload, Any], Floats]
+    rows: Callable[[Workload, Any], Floats]
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,18 @@ PEERS: dict[str, Callable[[Any], Engine]] = {
     "onnxruntime-int8": lambda model: onnxruntime(model, "int8"),
 }
 
+
+def peer_names(text: str) -> list[str]:
+    """What stands behind `--peers`."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = sorted(set(names) - set(PEERS))
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"unknown: {', '.join(unknown)}; known: {', '.join(PEERS)}"
+        )
+    return names
+
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -138,10 +152,10 @@ def torch_variant(model: Any, configuration: str) -> Variant:
             for batch in workload.batches
         ]
 
-    def tokens(workload: Workload, outputs: Sequence[torch.Tensor]) -> Floats:
+    def rows(workload: Workload, outputs: Sequence[torch.Tensor]) -> Floats:
         return tokens_of_batches(workload, [output.float().numpy() for output in outputs])
 
-    return Variant(configuration, run, tokens)
+    return Variant(configuration, run, rows)
 
 
 def tokens_of_batches(workload: Workload, outputs: Sequence[Floats]) -> Floats:

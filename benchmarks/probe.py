@@ -32,14 +32,7 @@ import torch
 
 import fastdistil
 from benchmarks.corpora import minilm_folder, movie_reviews
-from benchmarks.harness import (
-    RESULTS,
-    describe,
-    device_folder,
-    environment,
-    markdown_table,
-    write_results,
-)
+from benchmarks.harness import add_json_option, describe, environment, markdown_table, save
 from fastdistil.backends import PRECISIONS, select
 
 Doubles = npt.NDArray[np.float64]
@@ -161,12 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LookupError as missing:
         sys.exit(f"probe: {missing}")
     print(report(results))
-    if options.json is not None:
-        file = options.json
-        if file == _DEFAULT_FILE:
-            file = RESULTS / device_folder(results["environment"]) / "probe.json"
-        write_results(file, results)
-        print(f"\nwritten to {file}")
+    save(options.json, results)
     return 1 if any(row["kept"] is False for row in results["precisions"]) else 0
 
 
@@ -383,9 +371,6 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-_DEFAULT_FILE = Path("benchmarks/results/<device>/probe.json")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.probe",
@@ -402,14 +387,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,NAME",
         help="which, beside fp32 (default: %(default)s); one that nothing here runs is skipped",
     )
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        type=Path,
-        const=_DEFAULT_FILE,
-        metavar="FILE",
-        help=f"write the results (default: {_DEFAULT_FILE})",
-    )
+    add_json_option(parser, "probe.json")
     return parser
 
 

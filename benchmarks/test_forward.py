@@ -9,6 +9,7 @@ do not take turns here: ratios between them are for `python -m benchmarks.forwar
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,10 +24,11 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "1x16": lambda: workloads.one_sentence(16, repeats=1),
 }
 ENGINES: dict[str, Callable[[Any], Engine]] = {
-    "fastdistil-bf16": lambda model: ours.packed(model, "bf16"),
-    "fastdistil-fp32": lambda model: ours.packed(model, "fp32"),
-    "fastdistil-drop-in-bf16": lambda model: ours.drop_in(model, "bf16"),
-    "fastdistil-drop-in-fp32": lambda model: ours.drop_in(model, "fp32"),
+    **{
+        f"fastdistil{form}-{precision}": partial(make, precision=precision)
+        for form, make in (("", ours.packed), ("-pooled", ours.pooled), ("-drop-in", ours.drop_in))
+        for precision in ours.PRECISIONS
+    },
     **PEERS,
 }
 
@@ -42,6 +44,8 @@ def engine(request: pytest.FixtureRequest, model: Any) -> Engine:
         return ENGINES[request.param](model)
     except ImportError as error:
         pytest.skip(f'{error}; runs where `python -m pip install -e ".[bench]"` was done')
+    except ValueError as refusal:
+        pytest.skip(str(refusal))
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

@@ -8,7 +8,7 @@ vocabulary is DistilBERT's own: MiniLM's WordPiece tokenizer is the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,12 +39,13 @@ class Padded:
 class Workload:
     """Sequences that one timed turn runs through, `repeats` times.
 
-    Engines that pad see them as `batches`: consecutive groups of 32, in the order given here.
+    Engines that pad see them as `batches`: consecutive groups of `batch`, in the order given here.
     """
 
     name: str
     sequences: tuple[tuple[int, ...], ...]
     repeats: int = 1
+    batch: int = PEER_BATCH
 
     @property
     def tokens(self) -> int:
@@ -53,17 +54,17 @@ class Workload:
 
     @cached_property
     def batches(self) -> list[Padded]:
-        starts = range(0, len(self.sequences), PEER_BATCH)
-        return [_pad(self.sequences[start : start + PEER_BATCH]) for start in starts]
+        starts = range(0, len(self.sequences), self.batch)
+        return [_pad(self.sequences[start : start + self.batch]) for start in starts]
 
     def sorted_by_length(self) -> Workload:
         """The same sequences as a careful user of a padding engine would batch them."""
         longest_first = tuple(sorted(self.sequences, key=len, reverse=True))
-        return Workload(self.name + ", sorted", longest_first, self.repeats)
+        return replace(self, name=self.name + ", sorted", sequences=longest_first)
 
     def head(self, sequences: int) -> Workload:
         """The first few sequences only, once."""
-        return Workload(self.name, self.sequences[:sequences])
+        return replace(self, sequences=self.sequences[:sequences], repeats=1)
 
 
 def mixed_sentences(count: int) -> Workload:
@@ -71,8 +72,8 @@ def mixed_sentences(count: int) -> Workload:
     return Workload("mixed", tuple(token_ids(real_sentences(count)[:count])))
 
 
-def full_rows(rows: int, length: int) -> Workload:
-    """`rows` sequences of exactly `length` tokens of running text: no padding for anybody."""
+def full_rows(rows: int, length: int, repeats: int = 1) -> Workload:
+    """A batch of `rows` sequences of exactly `length` tokens of running text: nobody pads."""
     inner = length - 2  # a [CLS] before, a [SEP] behind
     needed = rows * inner
     words: list[int] = []
@@ -85,7 +86,7 @@ def full_rows(rows: int, length: int) -> Workload:
     sequences = tuple((cls, *text, sep) for text in texts)
     if any(len(sequence) != length for sequence in sequences):
         raise LookupError(f"not enough text for {rows} x {length} tokens")
-    return Workload(f"{rows} x {length}", sequences)
+    return Workload(f"{rows} x {length}", sequences, repeats, batch=rows)
 
 
 def one_sentence(length: int, repeats: int) -> Workload:

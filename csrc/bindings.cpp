@@ -10,6 +10,7 @@
 
 #include "cpu/cpu_features.h"
 #include "cpu/encoder.h"
+#include "cpu/measure_peak.h"
 
 namespace py = pybind11;
 
@@ -50,10 +51,19 @@ py::dict detect() {
   return result;
 }
 
+using Addresses = std::map<std::string, std::uintptr_t>;
+
+WeightSource source(const Addresses& weights) {
+  return [&](const std::string& name) {
+    const auto found = weights.find(name);
+    if (found == weights.end()) throw std::invalid_argument("weights has no " + name);
+    return address<const float>(found->second);
+  };
+}
+
 std::unique_ptr<Encoder> make_encoder(const std::string& isa, const std::string& precision,
                                       const py::dict& sizes, const std::string& activation,
-                                      float eps,
-                                      const std::map<std::string, std::uintptr_t>& weights) {
+                                      float eps, const Addresses& weights) {
   const Kernels* kernels = find_kernels(isa, precision);
   if (kernels == nullptr)
     throw std::invalid_argument("no " + precision + " kernels for instruction set '" + isa +
@@ -74,16 +84,18 @@ std::unique_ptr<Encoder> make_encoder(const std::string& isa, const std::string&
                                          {"relu", Activation::kRelu},
                                          {"silu", Activation::kSilu}});
   const py::gil_scoped_release released;
-  return std::make_unique<Encoder>(*kernels, shape, [&](const std::string& name) {
-    const auto found = weights.find(name);
-    if (found == weights.end()) throw std::invalid_argument("weights has no " + name);
-    return address<const float>(found->second);
-  });
+  return std::make_unique<Encoder>(*kernels, shape, source(weights));
 }
 
-void run(const Encoder& encoder, std::uintptr_t input_ids, std::uintptr_t positions,
-         std::uintptr_t segment_ids, std::uintptr_t cu_seqlens, int sequences, int tokens,
-         std::uintptr_t out, const std::string& pooling, bool normalize, int threads) {
+std::unique_ptr<Encoder> make_twin(const Encoder& encoder, const Addresses& tables) {
+  return std::make_unique<Encoder>(encoder, source(tables));
+}
+
+// Seconds of each part of the forward, summed over the threads, where `parts` is asked for.
+py::object run(const Encoder& encoder, std::uintptr_t input_ids, std::uintptr_t positions,
+               std::uintptr_t segment_ids, std::uintptr_t cu_seqlens, int sequences, int tokens,
+               std::uintptr_t out, const std::string& pooling, bool normalize, int threads,
+               bool parts) {
   Batch batch;
   batch.input_ids = address<const std::int32_t>(input_ids);
   batch.positions = address<const std::int32_t>(positions);
@@ -98,8 +110,27 @@ void run(const Encoder& encoder, std::uintptr_t input_ids, std::uintptr_t positi
                                    {"cls", Pooling::kCls},
                                    {"max", Pooling::kMax}});
   batch.normalize = normalize;
+  PartSeconds seconds{};
+  {
+    const py::gil_scoped_release released;
+    encoder.run(batch, threads, parts ? &seconds : nullptr);
+  }
+  if (!parts) return py::none();
+  py::dict result;
+  const char* names[] = {"embed",   "qkv",        "attention", "attention_out", "ffn_in",
+                         "ffn_out", "layer_norm", "quantise",  "pool"};
+  for (std::size_t i = 0; i < seconds.size(); ++i) result[names[i]] = seconds[i];
+  return result;
+}
+
+// Multiply-adds a second that `threads` threads reach with nothing but those kernels' product.
+double peak(const std::string& isa, const std::string& precision, int threads, double seconds) {
+  const Kernels* kernels = find_kernels(isa, precision);
+  if (kernels == nullptr)
+    throw std::invalid_argument("no " + precision + " kernels for instruction set '" + isa +
+                                "' here");
   const py::gil_scoped_release released;
-  encoder.run(batch, threads);
+  return measure_peak(*kernels, threads, seconds);
 }
 
 }  // namespace
@@ -109,15 +140,24 @@ PYBIND11_MODULE(_C, module) {
   py::module_ cpu = module.def_submodule("cpu", "The CPU engine");
   cpu.def("detect", &detect,
           "Kernels this machine can run (fastest first), why not the others, features");
+  cpu.def("peak", &peak, py::arg("isa"), py::arg("precision"), py::arg("threads"),
+          py::arg("seconds"), "Multiply-adds a second of nothing but the kernels' own product");
   py::class_<Encoder>(cpu, "Encoder", "Packed weights of one encoder, immutable and thread-safe")
       .def(py::init(&make_encoder), py::arg("isa"), py::arg("precision"), py::arg("sizes"),
            py::arg("activation"), py::arg("eps"), py::arg("weights"))
+      .def("twin", &make_twin, py::arg("tables"),
+           "An encoder that shares the packed weights, but reads these embedding tables")
       .def("run", &run, py::arg("input_ids"), py::arg("positions"), py::arg("segment_ids"),
            py::arg("cu_seqlens"), py::arg("sequences"), py::arg("tokens"), py::arg("out"),
-           py::arg("pooling"), py::arg("normalize"), py::arg("threads"))
+           py::arg("pooling"), py::arg("normalize"), py::arg("threads"), py::arg("parts") = false)
+      .def_property_readonly("packed_bytes", &Encoder::packed_bytes)
       .def_property_readonly("isa", [](const Encoder& encoder) { return encoder.kernels().isa; })
       .def_property_readonly("precision",
                              [](const Encoder& encoder) { return encoder.kernels().precision; })
+      .def_property_readonly("attention_precision",
+                             [](const Encoder& encoder) {
+                               return encoder.kernels().attention_bytes == 2 ? "bf16" : "fp32";
+                             })
       .def_property_readonly("description",
                              [](const Encoder& encoder) { return encoder.kernels().description; });
 }

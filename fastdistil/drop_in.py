@@ -50,6 +50,9 @@ class Explanation:
         precision: what the engine computes in.
         instruction_set: what runs the engine.
         reason: why this engine was chosen, or why none can be.
+        resident_bytes: memory of the weights that the engine reads. On the CPU, models with equal
+            weights share what is packed of them; float32 embedding tables are each model's own,
+            read in place. None where no engine runs.
         fast_calls: calls the engine has answered since accelerate(); None for a model of ours,
             which counts none.
         fallback_calls: calls the encoder's own forward has answered; compiled ones do not count.
@@ -61,6 +64,7 @@ class Explanation:
     precision: str
     instruction_set: str
     reason: str
+    resident_bytes: int | None = None
     fast_calls: int | None = None
     fallback_calls: int | None = None
     last_fallback: str | None = None
@@ -68,6 +72,8 @@ class Explanation:
     def __str__(self) -> str:
         engine = ", ".join(filter(None, (self.backend, self.precision, self.instruction_set)))
         lines = [f"{self.encoder}: {engine}", f"  why: {self.reason}"]
+        if self.resident_bytes is not None:
+            lines.append(f"  memory: {self.resident_bytes / 1e6:,.1f} MB of weights")
         if self.fast_calls is not None:
             own = f"{self.fallback_calls} by the model's own forward"
             lines.append(f"  calls: {self.fast_calls} fast, {own}")
@@ -116,9 +122,9 @@ def accelerate(
     Args:
         model: a module with such an encoder in it, or an object with one as `.model`, like a
             pipeline. Calling again with other options changes them.
-        precision: "auto" (the fastest with bf16-class error on this hardware), "fp32", "bf16" or
-            "fp16". On a GPU, "auto" leaves bf16 and fp16 models in their own and takes bf16 for
-            fp32 models.
+        precision: "auto" (the fastest with bf16-class error on this hardware), "fp32", "bf16",
+            "fp16" (GPUs) or "int8" (CPUs; nothing to calibrate). On a GPU, "auto" leaves bf16 and
+            fp16 models in their own and takes bf16 for fp32 models.
         backend: "auto" (the fastest that runs here), "cuda", "cpu", "reference".
         deterministic: False lets the GPU engine take kernels whose roundings depend on the batch,
             where they are faster.
@@ -208,6 +214,7 @@ def explain(model: object) -> Explanation | Explanations:
             ours["precision"],
             ours["instruction_set"],
             ours["reason"],
+            root.resident_bytes(),
         )
     explanations = Explanations(
         _explanation(_label(name, encoder), encoder.forward)
@@ -300,7 +307,8 @@ def _explanation(label: str, forward: AcceleratedForward) -> Explanation:
     try:
         program, reason = forward.program()
         engine = (program.backend, program.precision, program.instruction_set, reason)
+        resident = program.resident_bytes
     except UnsupportedEncoder as why:
-        engine = ("own forward", "", "", str(why))
+        engine, resident = ("own forward", "", "", str(why)), None
     calls = (forward.fast_calls, forward.fallback_calls)
-    return Explanation(label, *engine, *calls, forward.last_fallback)
+    return Explanation(label, *engine, resident, *calls, forward.last_fallback)

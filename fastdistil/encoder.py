@@ -78,8 +78,8 @@ class Encoder:
         path_or_id: a local checkpoint folder or a Hugging Face hub id.
         device: where the model runs; by default the CPU. A list of GPUs of one kind: a copy of the
             model on each, and the batches are shared out among them.
-        precision: "auto" (the fastest with an error no larger than bfloat16's), "fp32", "bf16" or
-            "fp16".
+        precision: "auto" (the fastest with an error no larger than bfloat16's), "fp32", "bf16",
+            "fp16" (GPUs) or "int8" (CPUs).
         backend: "auto", "cuda", "cpu" or "reference".
         max_length: most tokens of a text, special tokens included; longer texts are cut. By default
             what the folder's sentence_bert_config.json or tokenizer_config.json says.

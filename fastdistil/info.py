@@ -11,7 +11,8 @@ import torch
 
 from ._version import __version__
 from .backends import select
-from .backends.cpu import extension_error, instruction_sets, num_threads
+from .backends.cpu import extension_error, instruction_sets
+from .backends.threads import num_threads
 from .config import EncoderConfig
 
 # Optional packages: what for, and the extra that brings them.
@@ -83,7 +84,7 @@ def _engines() -> list[str]:
     if found["cap"] is not None:
         lines.append(f"  FASTDISTIL_CPU_ISA={found['cap']}: nothing above it is used")
     cpu = torch.device("cpu")
-    for precision in ("auto", "fp32", "bf16"):
+    for precision in ("auto", "fp32", "bf16", "int8"):
         lines.append(f"precision {precision}: {_chosen(cpu, precision)}")
     return lines + _gpu_engines()
 

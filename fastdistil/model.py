@@ -56,7 +56,8 @@ class DistilBertModel(nn.Module):
         config: the encoder's sizes.
         device: where the parameters are made.
         dtype: of the parameters, and of what the model returns.
-        precision: "auto", "fp32", "bf16" or "fp16": what the backend computes in.
+        precision: what the backend computes in: "auto", "fp32", "bf16", "fp16" (GPUs) or "int8"
+            (CPUs).
         backend: "auto", "cuda", "cpu" or "reference".
         deterministic: False lets the GPU engine take kernels whose roundings depend on the batch,
             where they are faster. A sequence's bits then may differ from batch to batch.
@@ -225,6 +226,15 @@ class DistilBertModel(nn.Module):
             "instruction_set": program.instruction_set,
             "reason": self._cache.reason,
         }
+
+    def resident_bytes(self) -> int | None:
+        """Memory of the weights that the engine reads, in bytes; None where there is no engine.
+
+        float32 embedding tables are counted: on the CPU the engine reads the model's own.
+        """
+        if self._wants_gradients(self._walk.parameters(self)):
+            return None
+        return self.program().resident_bytes
 
     def _wants_gradients(self, parameters: Mapping[str, Tensor]) -> bool:
         return self.training or (

@@ -10,13 +10,16 @@ from __future__ import annotations
 import ctypes
 import operator
 import threading
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .backends import EngineOptions, Program, Selection, check_names, select
+from .backends.cpu import CpuProgram, instruction_set_cap
 from .config import EncoderConfig
 
 # A sample is compared as bits, so an integer of its size does for every dtype.
@@ -39,7 +42,8 @@ class ProgramCache:
     tensors move neither; on the CPU one number of every tensor is compared as well, which sees
     those that touch a whole tensor (an optimizer's or a moving average's).
 
-    Safe to use from several threads: they prepare once. Copies and pickles are empty.
+    Safe to use from several threads: they prepare once. Copies and pickles are empty; on the CPU
+    their programs are those of any other cache with equal weights, not packed again.
     """
 
     def __init__(
@@ -110,21 +114,52 @@ class ProgramCache:
         selection = select(self.config, device, self.precision, self.backend, first.dtype)
         # Watched from before the weights are read: a change meanwhile is found at the next call.
         watch = _Watch(list(named_tensors.values()))
+        if selection.backend.name != "cpu":
+            return _Prepared(watch, selection, self._pack(selection, named_tensors, device))
+        # Copies of a model, and encoders of one checkpoint, come here with equal weights.
+        key = (self.config, selection.precision, instruction_set_cap())
+        with _SHARED_LOCK:
+            program = _twin(key, watch, named_tensors)
+            if program is None:
+                program = self._pack(selection, named_tensors, device)
+            prepared = _Prepared(watch, selection, program)
+            _SHARED.setdefault(key, weakref.WeakSet()).add(prepared)
+            return prepared
+
+    def _pack(
+        self, selection: Selection, named_tensors: Mapping[str, Tensor], device: torch.device
+    ) -> Program:
         with torch.no_grad():
-            program = selection.backend.prepare(
+            return selection.backend.prepare(
                 self.config, named_tensors, device, selection.precision, self.options
             )
-        return _Prepared(watch, selection, program)
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = (self.options.deterministic, self.options.cuda_graphs)
         return ProgramCache, (self.config, self.precision, self.backend, *options)
 
 
-class _Prepared(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Prepared:
     watch: _Watch
     selection: Selection
     program: Program
+
+
+# What is packed for the CPU now, by what must be the same for others to use it too.
+_SHARED: dict[tuple[Hashable, ...], weakref.WeakSet[_Prepared]] = {}
+_SHARED_LOCK = threading.Lock()
+
+
+def _twin(
+    key: tuple[Hashable, ...], watch: _Watch, named_tensors: Mapping[str, Tensor]
+) -> Program | None:
+    """A program that shares what was packed from weights equal to these, if there is one."""
+    for prepared in _SHARED.get(key, ()):
+        if prepared.watch.stands() and prepared.watch.equals(watch):
+            assert isinstance(prepared.program, CpuProgram)
+            return prepared.program.twin(named_tensors)
+    return None
 
 
 class _Watch:
@@ -139,6 +174,15 @@ class _Watch:
         self._fingerprint = _fingerprint(tensors)
         self._windows = [w for tensor in self._held if (w := _window(tensor)) is not None]
         self._samples = list(map(_value_of, self._windows))
+
+    def stands(self) -> bool:
+        """Whether the tensors themselves are what they were, whoever holds them now."""
+        return self.unchanged(self._held)
+
+    def equals(self, other: _Watch) -> bool:
+        """Whether the tensors of both hold the same numbers, in the same order."""
+        pairs = zip(self._held, other._held, strict=True)
+        return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
     def unchanged(self, tensors: Sequence[Tensor]) -> bool:
         # In this order: only tensors that are still where they were may be read through windows.

@@ -538,9 +538,7 @@ def test_float64_weights_are_refused() -> None:
         fastdistil.accelerate(random_hf_model("distilbert").double())
 
 
-@pytest.mark.parametrize(
-    "options", [{"precision": "int8"}, {"precision": "fp23"}, {"backend": "x"}]
-)
+@pytest.mark.parametrize("options", [{"precision": "fp8"}, {"precision": "fp23"}, {"backend": "x"}])
 def test_wrong_options_change_nothing(options: dict[str, str]) -> None:
     model = random_hf_model("distilbert")
     with pytest.raises(ValueError, match=next(iter(options.values()))):
@@ -576,9 +574,12 @@ def test_explain_tells_what_runs() -> None:
     assert explanation.reason
     assert explanation.instruction_set
     assert (explanation.fast_calls, explanation.fallback_calls) == (1, 1)
+    tensors = model.distilbert.state_dict().values()
+    assert explanation.resident_bytes == sum(tensor.nbytes for tensor in tensors)
     assert str(explanation).splitlines() == [
         f"distilbert (DistilBertModel): reference, fp32, {explanation.instruction_set}",
         f"  why: {explanation.reason}",
+        "  memory: 0.2 MB of weights",
         "  calls: 1 fast, 1 by the model's own forward",
         "  last own forward: output_attentions was requested",
     ]

@@ -519,7 +519,7 @@ def test_a_model_without_data_says_so() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "int8"}, "precision: 'int8' is not available yet; available: auto, fp32"),
+        ({"precision": "fp8"}, "precision: 'fp8' is not available yet; available: auto, fp32"),
         ({"backend": "gpu"}, "backend: got 'gpu'; available: auto, cuda, cpu, reference"),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 from helpers import tiny_config
 from torch import Tensor, nn
 
+from fastdistil import program_cache
+from fastdistil.backends.cpu import CpuBackend, extension_error
 from fastdistil.backends.reference import ReferenceBackend
 from fastdistil.model import DistilBertModel
 from fastdistil.program_cache import ParameterWalk, ProgramCache
@@ -261,3 +265,88 @@ def test_a_copied_model_walks_its_own_parameters() -> None:
     other = copy.deepcopy(model)
     for name, parameter in other._walk.parameters(other).items():
         assert parameter is other.get_parameter(name)
+
+
+needs_cpu_engine = pytest.mark.skipif(
+    extension_error() is not None, reason=f"{extension_error()}; `make test` builds it"
+)
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The precisions for which the CPU backend has packed weights, in order."""
+    calls: list[str] = []
+    prepare = CpuBackend.prepare
+
+    def counted(self: CpuBackend, config: Any, weights: Any, *args: Any) -> Any:
+        calls.append(args[1])
+        return prepare(self, config, weights, *args)
+
+    monkeypatch.setattr(CpuBackend, "prepare", counted)
+    return calls
+
+
+def cpu_model(precision: str = "fp32") -> DistilBertModel:
+    torch.manual_seed(3)
+    model = DistilBertModel(tiny_config(), precision=precision, backend="cpu")
+    return model.eval().requires_grad_(False)
+
+
+IDS = torch.tensor([[5, 6, 7]])
+
+
+@needs_cpu_engine
+def test_equal_weights_are_packed_once(packed: list[str]) -> None:
+    model, same = cpu_model(), cpu_model()
+    want = model(IDS).last_hidden_state
+    twins = [same, copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    assert all(torch.equal(twin(IDS).last_hidden_state, want) for twin in twins)
+    assert packed == ["fp32"]
+    other = cpu_model()
+    other.transformer.layer[0].ffn.lin1.weight[2, 3] += 1
+    assert not torch.equal(other(IDS).last_hidden_state, want)
+    assert packed == ["fp32", "fp32"]
+
+
+@needs_cpu_engine
+@pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", Q0])
+def test_what_is_shared_does_not_tie(packed: list[str], name: str) -> None:
+    """A change of one model, in place, is seen by that model and by no other."""
+    model = cpu_model()
+    before = model(IDS).last_hidden_state
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(IDS).last_hidden_state, before)
+    model.get_parameter(name).mul_(2)
+    assert torch.equal(twin(IDS).last_hidden_state, before)
+    after = model(IDS).last_hidden_state
+    assert not torch.equal(after, before)
+    assert torch.equal(twin(IDS).last_hidden_state, before)
+    assert torch.equal(copy.deepcopy(model)(IDS).last_hidden_state, after)
+    assert packed == ["fp32", "fp32"]
+
+
+@needs_cpu_engine
+def test_weights_changed_behind_the_counters_are_not_shared(packed: list[str]) -> None:
+    """`.data` moves no version; a program packed before is stale for whoever copies now."""
+    model = cpu_model()
+    before = model(IDS).last_hidden_state
+    model.get_parameter(Q0).data.mul_(2)
+    assert not torch.equal(copy.deepcopy(model)(IDS).last_hidden_state, before)
+    assert packed == ["fp32", "fp32"]
+
+
+@needs_cpu_engine
+def test_nothing_shared_outlives_its_users(packed: list[str]) -> None:
+    model = cpu_model()
+    model(IDS)
+    alive = weakref.ref(model.program())
+    twin = copy.deepcopy(model)
+    twin(IDS)
+    assert len(packed) == 1
+    del model
+    gc.collect()
+    assert alive() is None
+    assert twin(IDS).last_hidden_state.isfinite().all()
+    del twin
+    gc.collect()
+    assert not any(map(len, program_cache._SHARED.values()))

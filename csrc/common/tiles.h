@@ -1,9 +1,9 @@
 // How activations lie in memory while a forward runs.
 //
 // A [rows, columns] matrix is stored as 16-row blocks; a block is a run of tiles of 16 rows x 64
-// bytes (1 KB): 32 bf16 or 16 fp32 columns a tile. One tile is exactly what an AMX tile register
-// holds, a tile row is exactly one cache line and one 512-bit register, and a kernel that walks k
-// reads memory it has never to skip over. Every instruction set shares this layout.
+// bytes (1 KB): 64 int8, 32 bf16 or 16 fp32 columns a tile. One tile is exactly what an AMX tile
+// register holds, a tile row is exactly one cache line and one 512-bit register, and a kernel that
+// walks k reads memory it has never to skip over. Every instruction set shares this layout.
 #pragma once
 
 #include <cstddef>
@@ -44,6 +44,17 @@ struct Tiles {
     char* tile = block(row) + static_cast<std::size_t>(column / kTileColumns) * kTileBytes;
     return reinterpret_cast<Elem*>(tile + (row % kTileRows) * kTileRowBytes) +
            column % kTileColumns;
+  }
+};
+
+// Row-major, where a whole row or a head's columns are read in one go.
+struct Rows {
+  char* data = nullptr;
+  std::size_t stride = 0;  // bytes from row to row
+
+  template <class Elem>
+  FASTDISTIL_INLINE Elem* at(int row, int column) const {
+    return reinterpret_cast<Elem*>(data + static_cast<std::size_t>(row) * stride) + column;
   }
 };
 

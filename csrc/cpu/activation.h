@@ -10,10 +10,11 @@
 
 namespace fastdistil::cpu {
 
-// 2^x, relative error below 1e-7 for x in [-126, 127]; clamped there.
+// 2^x, relative error below 1e-7 for x in [-126, 127]; clamped there. NaN stays NaN: of two
+// operands, max and min give the second where one is.
 template <class V>
 FASTDISTIL_INLINE V exp2(V x) {
-  x = x.max(V::set(-126.0f)).min(V::set(127.0f));
+  x = V::set(127.0f).min(V::set(-126.0f).max(x));
   const V n = x.rounded();
   const V f = x - n;  // [-1/2, 1/2]
   V p = V::set(1.534580806e-4f);
@@ -45,12 +46,12 @@ FASTDISTIL_INLINE V gelu(V x) {
   return x * V::where_negative(x, tail, V::set(1.0f) - tail);
 }
 
-// The same function where the result is rounded to bf16: Phi(x) - 1/2 as an odd polynomial, clamped
-// at 4.5. Absolute error below 7e-5; no division and no exponential, so that it hides behind the
-// matrix multiplication.
+// The same function where the result is rounded to bf16 or int8: Phi(x) - 1/2 as an odd polynomial,
+// clamped at 4.5. Absolute error below 7e-5; no division and no exponential, so that it hides
+// behind the matrix multiplication.
 template <class V>
 FASTDISTIL_INLINE V gelu_for_bf16(V x) {
-  const V c = x.max(V::set(-4.5f)).min(V::set(4.5f));
+  const V c = V::set(4.5f).min(V::set(-4.5f).max(x));
   const V u = c * c;
   V p = V::set(3.036416604e-11f);
   p = V::fma(p, u, V::set(-3.314658326e-9f));
@@ -80,7 +81,7 @@ FASTDISTIL_INLINE V gelu_tanh(V x) {
 template <Activation kActivation, class V, class Elem>
 FASTDISTIL_INLINE V activate(V x) {
   if constexpr (kActivation == Activation::kGelu) {
-    if constexpr (sizeof(Elem) == 2) {
+    if constexpr (sizeof(Elem) < 4) {
       return gelu_for_bf16(x);
     } else {
       return gelu(x);
@@ -90,7 +91,7 @@ FASTDISTIL_INLINE V activate(V x) {
   } else if constexpr (kActivation == Activation::kSilu) {
     return silu(x);
   } else {
-    return x.max(V::zero());
+    return V::zero().max(x);
   }
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstring>
+#include <limits>
 
 #include "activation.h"
 #include "gemm.h"
@@ -84,7 +85,9 @@ struct Attention {
   // Unnormalised weights 2^(s - max), rounded, into row `row` of a block of tiles; returns 1 / sum.
   static FASTDISTIL_INLINE float softmax_row(const float* scores, int length, int padded, int row,
                                              char* weights) {
-    V largest = V::set(-3.0e38f);
+    // Where all are -infinity, so is this, and -infinity less itself gives the NaN that torch
+    // gives.
+    V largest = V::set(-std::numeric_limits<float>::infinity());
     int j = 0;
     for (; j + V::kLanes <= length; j += V::kLanes) largest = largest.max(V::load(scores + j));
     float maximum = largest.largest();
@@ -101,17 +104,19 @@ struct Attention {
     return 1.0f / sum.sum();
   }
 
+  template <class Destination>
   static void store_context(const float* sums, int head_columns, int rows, const float* inverse,
-                            const Tiles& context, int first_row, int first_column) {
+                            const Destination& context, int first_row, int first_column) {
     for (int r = 0; r < rows; ++r) {
       const V scale = V::set(inverse[r]);
       for (int j = 0; j < head_columns; j += V::kLanes)
         (V::load(sums + r * head_columns + j) * scale)
-            .store(context.at<Elem>(first_row + r, first_column + j));
+            .store(context.template at<Elem>(first_row + r, first_column + j));
     }
   }
 
-  static void run(const HeadInput& head, const AttentionScratch& scratch, const Tiles& context,
+  template <class Destination>
+  static void run(const HeadInput& head, const ThreadScratch& scratch, const Destination& context,
                   int context_row, int context_column) {
     const int keys = round_up(head.length, kColumnMultiple);
     const int head_tiles = head.head_columns / kTileColumns;
@@ -141,23 +146,21 @@ struct Attention {
   }
 };
 
-// This thread's share of the (sequence, head) pairs of a chunk.
-template <class Isa>
-void attend(const Shape& shape, const Chunk& chunk, Workspace& workspace, const Team& team) {
-  constexpr std::size_t kElementBytes = sizeof(typename Isa::Elem);
+// Some of a chunk's (sequence, head) pairs, in that order. The context may go where Q lies: a block
+// of queries is read before its context is written, and nobody else reads those columns.
+template <class Isa, class Destination>
+void attend(const Shape& shape, const Chunk& chunk, const Rows& qkv, const ThreadScratch& scratch,
+            Range pairs, const Destination& context) {
+  using Elem = typename Isa::Elem;
   const int head_columns = shape.head_padded();
-  const std::size_t part = shape.inner() * kElementBytes;  // bytes of a row's Q, of its K, of its V
-  int item = 0;
-  for (const Span& span : chunk.spans) {
-    for (int h = 0; h < shape.heads; ++h, ++item) {
-      if (item % team.size != team.rank) continue;
-      const char* query = workspace.qkv + span.row * workspace.qkv_stride +
-                          static_cast<std::size_t>(h) * head_columns * kElementBytes;
-      const HeadInput head{query,       query + part, query + 2 * part, workspace.qkv_stride,
-                           span.length, head_columns};
-      Attention<Isa>::run(head, workspace.attention[team.rank], workspace.context, span.row,
-                          h * head_columns);
-    }
+  const std::size_t part = shape.inner() * sizeof(Elem);  // bytes of a row's Q, of its K, of its V
+  for (int pair = pairs.begin; pair < pairs.end; ++pair) {
+    const Span& span = chunk.spans[pair / shape.heads];
+    const int column = pair % shape.heads * head_columns;
+    const char* query = reinterpret_cast<const char*>(qkv.at<Elem>(span.row, column));
+    const HeadInput head{query,      query + part, query + 2 * part,
+                         qkv.stride, span.length,  head_columns};
+    Attention<Isa>::run(head, scratch, context, span.row, column);
   }
 }
 

@@ -61,6 +61,7 @@ std::vector<std::string> detect() {
   const bool tiles = zmm && bit(states, 17) && bit(states, 18);
   add(ymm && bit(extended.ebx, 5), "avx2");
   add(ymm && bit(basic.ecx, 12), "fma");
+  add(ymm && bit(extended1.eax, 4), "avx_vnni");
   add(zmm && bit(extended.ebx, 16), "avx512f");
   add(zmm && bit(extended.ebx, 17), "avx512dq");
   add(zmm && bit(extended.ebx, 30), "avx512bw");
@@ -87,15 +88,30 @@ struct Entry {
 // Fastest first; what the compiler could not build is left out by CMake's definitions.
 std::vector<Entry> entries() {
   std::vector<Entry> all;
+#if FASTDISTIL_HAVE_AMX_INT8
+  all.push_back(
+      {&kAmxInt8,
+       {"amx_int8", "amx_bf16", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}});
+#endif
 #if FASTDISTIL_HAVE_AMX_BF16
   all.push_back(
       {&kAmxBf16, {"amx_bf16", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}});
+#endif
+#if FASTDISTIL_HAVE_AVX512_INT8_BF16
+  all.push_back({&kAvx512Int8Bf16,
+                 {"avx512_vnni", "avx512_bf16", "avx512f", "avx512bw", "avx512vl", "avx512dq"}});
+#endif
+#if FASTDISTIL_HAVE_AVX512_INT8
+  all.push_back({&kAvx512Int8, {"avx512_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq"}});
 #endif
 #if FASTDISTIL_HAVE_AVX512_BF16
   all.push_back({&kAvx512Bf16, {"avx512_bf16", "avx512f", "avx512bw", "avx512vl", "avx512dq"}});
 #endif
 #if FASTDISTIL_HAVE_AVX512_FP32
   all.push_back({&kAvx512Fp32, {"avx512f", "avx512bw", "avx512vl", "avx512dq"}});
+#endif
+#if FASTDISTIL_HAVE_AVX2_INT8
+  all.push_back({&kAvx2Int8, {"avx_vnni", "avx2", "fma"}});
 #endif
 #if FASTDISTIL_HAVE_AVX2_FP32
   all.push_back({&kAvx2Fp32, {"avx2", "fma"}});

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
 #include <stdexcept>
 #include <string>
 
 #include "plan.h"
+#include "team.h"
 #include "thread_pool.h"
 
 namespace fastdistil::cpu {
@@ -24,17 +26,53 @@ void check_table(const char* name, const std::int32_t* values, int count, int si
   }
 }
 
-// One team's place to agree on the chunk it works on.
-struct TeamRoom {
-  Barrier barrier;
-  std::unique_ptr<Workspace> workspace;
-  int chunk = 0;
-};
+using Workspaces = std::vector<std::unique_ptr<Workspace>>;
+
+// Each thread takes whole chunks, the next as it finishes one.
+template <class Forward>
+void run_alone(const Plan& plan, const Workspaces& workspaces, const Forward& forward) {
+  const int count = static_cast<int>(plan.chunks.size());
+  std::atomic<int> next{0};
+  run_together(plan.threads, [&](int rank, int) {
+    for (int chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+      forward(chunk, *workspaces[rank], Team(), rank);
+  });
+}
+
+// Teams of threads share chunks: team t those at t, t + teams, ... in its workspace. Who is done
+// with the own team's helps the others, so it does not matter which threads come, and how many.
+template <class Forward>
+void run_in_teams(const Plan& plan, const Workspaces& workspaces, const Forward& forward) {
+  const int count = static_cast<int>(plan.chunks.size());
+  const Range threads{0, plan.threads};
+  std::deque<Steps> steps;
+  for (int chunk = 0; chunk < count; ++chunk)
+    steps.emplace_back(part_of(threads, chunk % plan.teams, plan.teams).size());
+  run_together(plan.threads, [&](int rank, int) {
+    const auto belongs = [&](int team) {
+      const Range members = part_of(threads, team, plan.teams);
+      return rank >= members.begin && rank < members.end;
+    };
+    int home = 0;
+    while (!belongs(home)) ++home;
+    for (int i = 0; i < plan.teams; ++i) {
+      const int team = (home + i) % plan.teams;
+      const int member = i == 0 ? rank - part_of(threads, team, plan.teams).begin : -1;
+      for (int chunk = team; chunk < count; chunk += plan.teams)
+        forward(chunk, *workspaces[team], Team(steps[chunk], member, rank), rank);
+    }
+  });
+}
 
 }  // namespace
 
 Encoder::Encoder(const Kernels& kernels, const Shape& shape, const WeightSource& weights)
-    : kernels_(kernels), model_(pack_model(shape, kernels.format, weights)) {}
+    : kernels_(kernels),
+      model_{shape, find_tables(shape, weights), pack_weights(shape, kernels, weights)} {}
+
+Encoder::Encoder(const Encoder& twin, const WeightSource& tables)
+    : kernels_(twin.kernels_),
+      model_{twin.model_.shape, find_tables(twin.model_.shape, tables), twin.model_.packed} {}
 
 void Encoder::validate(const Batch& batch) const {
   const Shape& shape = model_.shape;
@@ -78,7 +116,7 @@ void Encoder::give_back(std::unique_ptr<Workspace> workspace) const {
   if (lock.owns_lock()) idle_.push_back(std::move(workspace));
 }
 
-void Encoder::run(const Batch& batch, int threads) const {
+void Encoder::run(const Batch& batch, int threads, PartSeconds* parts) const {
   validate(batch);
   if (batch.sequences == 0) return;
   const Plan plan = make_plan(batch.cu_seqlens, batch.sequences, kernels_.chunk_rows,
@@ -90,32 +128,27 @@ void Encoder::run(const Batch& batch, int threads) const {
     longest = std::max(longest, chunk.longest);
   }
 
-  // All memory is taken here, on the calling thread: nothing that meets at a barrier may throw.
-  std::vector<TeamRoom> rooms(plan.teams);
-  for (TeamRoom& room : rooms) {
-    room.workspace = borrow();
-    room.workspace->reserve(model_.shape, kernels_.format.element_bytes, rows, longest,
-                            kernels_.ffn_piece, (plan.threads + plan.teams - 1) / plan.teams);
+  // All memory is taken here, on the calling thread: nothing that others wait for may throw.
+  const bool alone = plan.teams == plan.threads;
+  std::vector<std::unique_ptr<Workspace>> workspaces(plan.teams);
+  for (std::unique_ptr<Workspace>& workspace : workspaces) {
+    workspace = borrow();
+    workspace->reserve(model_.shape, kernels_, rows, longest, alone ? 1 : plan.threads);
   }
-  std::atomic<int> next_chunk{0};
-  const int count = static_cast<int>(plan.chunks.size());
-  run_together(plan.threads, [&](int rank, int size) {
-    // Fewer threads than asked for may have come: then there are fewer teams, never an empty one.
-    const int teams = std::min(plan.teams, size);
-    const int index = static_cast<int>(static_cast<long long>(rank) * teams / size);
-    const int first = (index * size + teams - 1) / teams;
-    const int after = ((index + 1) * size + teams - 1) / teams;
-    TeamRoom& room = rooms[index];
-    const Team team{rank - first, after - first, &room.barrier};
-    for (;;) {
-      if (team.rank == 0) room.chunk = next_chunk.fetch_add(1, std::memory_order_relaxed);
-      team.sync();
-      if (room.chunk >= count) break;
-      kernels_.forward(model_, batch, plan.chunks[room.chunk], *room.workspace, team);
-      team.sync();
-    }
-  });
-  for (TeamRoom& room : rooms) give_back(std::move(room.workspace));
+  std::vector<PartClock> clocks(parts != nullptr ? plan.threads : 0);
+  const auto forward = [&](int chunk, Workspace& workspace, Team team, int thread) {
+    PartClock* clock = parts != nullptr ? &clocks[thread] : nullptr;
+    kernels_.forward(model_, batch, plan.chunks[chunk], workspace, team, clock);
+  };
+  if (alone) {
+    run_alone(plan, workspaces, forward);
+  } else {
+    run_in_teams(plan, workspaces, forward);
+  }
+  for (const PartClock& clock : clocks) {
+    for (std::size_t i = 0; i < parts->size(); ++i) (*parts)[i] += clock.seconds()[i];
+  }
+  for (std::unique_ptr<Workspace>& workspace : workspaces) give_back(std::move(workspace));
 }
 
 }  // namespace fastdistil::cpu

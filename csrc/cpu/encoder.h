@@ -14,12 +14,17 @@ namespace fastdistil::cpu {
 class Encoder {
  public:
   Encoder(const Kernels& kernels, const Shape& shape, const WeightSource& weights);
+  // An encoder with equal weights: it shares what is packed, but reads embedding tables of its own.
+  Encoder(const Encoder& twin, const WeightSource& tables);
 
   // Throws std::invalid_argument, naming the argument, before anything is computed when an id, a
   // position or a segment is outside its table or cu_seqlens is not a partition of the tokens.
-  void run(const Batch& batch, int threads) const;
+  // `parts`: where not null, each part's seconds are added, summed over the threads.
+  void run(const Batch& batch, int threads, PartSeconds* parts = nullptr) const;
 
   const Kernels& kernels() const { return kernels_; }
+  // Memory that the packed weights take; the embedding tables are the caller's.
+  std::size_t packed_bytes() const { return model_.packed->bytes(); }
 
  private:
   void validate(const Batch& batch) const;

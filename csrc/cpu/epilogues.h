@@ -1,75 +1,98 @@
 // What happens to a row of a finished block of sums (one panel wide) before it leaves the
-// first-level cache. Each names where it writes; every bias vector is padded with zeros to whole
-// panels.
+// first-level cache. Each names where it writes; every vector by column is padded with zeros to
+// whole panels.
 #pragma once
 
 #include "activation.h"
 #include "model.h"
+#include "quantise.h"
 
 namespace fastdistil::cpu {
 
-// + bias, rounded, row-major: Q, K and V, which attention reads by sequence and head.
-template <class Isa>
-struct StoreRows {
-  using V = typename Isa::Vec;
-  const float* bias;
-  char* rows;
-  std::size_t stride;
+// How the 32-bit sums of a product become values. fp32 and bf16 products leave them finished.
+template <class V>
+struct FinishedSums {
+  FinishedSums(const PackedMatrix&, int, const RowScale*) {}
 
-  FASTDISTIL_INLINE void row(const float* sums, int row, int column) const {
-    auto* out = reinterpret_cast<typename Isa::Elem*>(rows + row * stride) + column;
-    for (int j = 0; j < Isa::kPanelColumns; j += V::kLanes)
-      (V::load(sums + j) + V::load(bias + column + j)).store(out + j);
+  FASTDISTIL_INLINE V load(const float* sums, int, int) const { return V::load(sums); }
+};
+
+// int8 products leave integers: with x = scale q + minimum by row and w = column_scale v by column,
+// sum x w = column_scale (scale sum q v + minimum sum v). The last sum is known beforehand.
+template <class V>
+struct IntegerSums {
+  const float* column_scale;
+  const float* column_sum;
+  const RowScale* rows;
+
+  IntegerSums(const PackedMatrix& weights, int first_k_tile, const RowScale* row_scales)
+      : column_scale(weights.column_scale.as<float>()),
+        column_sum(weights.column_sums(first_k_tile)),
+        rows(row_scales) {}
+
+  FASTDISTIL_INLINE V load(const float* sums, int row, int column) const {
+    const V shift = V::set(rows[row].minimum) * V::load(column_sum + column);
+    const V scale = V::set(rows[row].scale) * V::load(column_scale + column);
+    return V::fma(V::load_integers(sums), scale, shift);
   }
 };
 
-// activation(+ bias), rounded, in tiles: the feed-forward block's intermediate layer.
-template <class Isa, Activation kActivation>
-struct StoreActivation {
-  using V = typename Isa::Vec;
-  using Elem = typename Isa::Elem;
-  const float* bias;
-  Tiles tiles;
-  int first_column;  // the column of the layer that is column 0 of `tiles`
+struct Identity {
+  template <class V>
+  static FASTDISTIL_INLINE V apply(V x) {
+    return x;
+  }
+};
 
+// The activation, as exact as the type that its result is rounded to can tell.
+template <Activation kActivation, class Elem>
+struct Activate {
+  template <class V>
+  static FASTDISTIL_INLINE V apply(V x) {
+    return activate<kActivation, V, Elem>(x);
+  }
+};
+
+// function(x + bias), rounded to `Elem`, into `Destination` (Rows or Tiles).
+template <class Isa, class Function, class Elem, class Destination>
+struct Store {
+  using V = typename Isa::Vec;
+  typename Isa::Sums products;
+  const float* bias;
+  Destination out;
+  int first_column;  // the column of the product that is column 0 of `out`
+
+  FASTDISTIL_INLINE void announce(int, int, int) const {}
   FASTDISTIL_INLINE void row(const float* sums, int row, int column) const {
     for (int j = 0; j < Isa::kPanelColumns; j += V::kLanes) {
-      const V x = V::load(sums + j) + V::load(bias + column + j);
-      activate<kActivation, V, Elem>(x).store(tiles.at<Elem>(row, column - first_column + j));
+      const V x = products.load(sums + j, row, column + j) + V::load(bias + column + j);
+      Function::apply(x).store(out.template at<Elem>(row, column - first_column + j));
     }
   }
 };
 
-// + bias + residual, fp32: what a LayerNorm reads.
-template <class Isa>
-struct AddResidual {
+// Added to what is there, the residual or the sum of earlier pieces of k: what a LayerNorm reads.
+template <class Isa, bool kWithBias>
+struct Add {
   using V = typename Isa::Vec;
-  using Elem = typename Isa::Elem;
+  typename Isa::Sums products;
   const float* bias;
-  Tiles residual;
-  float* sums_out;
-  int stride;
+  Rows out;
 
-  FASTDISTIL_INLINE void row(const float* sums, int row, int column) const {
-    float* out = sums_out + static_cast<std::size_t>(row) * stride + column;
-    for (int j = 0; j < Isa::kPanelColumns; j += V::kLanes) {
-      const V x = V::load(sums + j) + V::load(bias + column + j);
-      (x + V::load(residual.at<Elem>(row, column + j))).store(out + j);
+  FASTDISTIL_INLINE void announce(int first_row, int rows, int column) const {
+    for (int row = first_row; row < first_row + rows; ++row) {
+      const char* p = reinterpret_cast<const char*>(out.at<float>(row, column));
+      for (int line = 0; line < Isa::kPanelColumns * 4; line += 64)
+        __builtin_prefetch(p + line, 1, 3);
     }
   }
-};
-
-// += : a further piece of k.
-template <class Isa>
-struct Accumulate {
-  using V = typename Isa::Vec;
-  float* sums_out;
-  int stride;
-
   FASTDISTIL_INLINE void row(const float* sums, int row, int column) const {
-    float* out = sums_out + static_cast<std::size_t>(row) * stride + column;
-    for (int j = 0; j < Isa::kPanelColumns; j += V::kLanes)
-      (V::load(out + j) + V::load(sums + j)).store(out + j);
+    for (int j = 0; j < Isa::kPanelColumns; j += V::kLanes) {
+      V x = products.load(sums + j, row, column + j);
+      if constexpr (kWithBias) x = x + V::load(bias + column + j);
+      float* sum = out.at<float>(row, column + j);
+      (V::load(sum) + x).store(sum);
+    }
   }
 };
 

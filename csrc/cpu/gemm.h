@@ -48,10 +48,9 @@ struct NoBackground {
   FASTDISTIL_INLINE void step() {}
 };
 
-// The columns of A and the same rows of the weights that are multiplied: k tiles
-// [weight_begin, weight_begin + count) of the matrix, which start at tile a_begin of A.
+// The part of k that is multiplied: the first `count` tiles of A with those from `weight_begin` of
+// the matrix.
 struct KRange {
-  int a_begin;
   int weight_begin;
   int count;
 };
@@ -69,9 +68,10 @@ FASTDISTIL_INLINE Prefetch prefetch_part(const char* data, std::size_t bytes, in
   return {data + begin * 64, data + end * 64, static_cast<int>((end - begin + steps - 1) / steps)};
 }
 
+// Panels [panels.begin, panels.end); those up to `prefetch_end` are likely to be asked for next.
 template <class Isa, class Epilogue>
-void gemm(const Tiles& a, int rows, const PackedMatrix& weights, Range panels, KRange k,
-          const Epilogue& epilogue) {
+void gemm(const Tiles& a, int rows, const PackedMatrix& weights, Range panels, int prefetch_end,
+          KRange k, const Epilogue& epilogue) {
   alignas(64) float blocks[2][Isa::kBlockRows * Isa::kPanelColumns];
   const std::size_t panel_tile_bytes = weights.panel_bytes / weights.k_tiles;
   const std::size_t offset = k.weight_begin * panel_tile_bytes;
@@ -92,12 +92,12 @@ void gemm(const Tiles& a, int rows, const PackedMatrix& weights, Range panels, K
       for (int p = begin; p < end; ++p) {
         // This panel's successor in the next group, an equal part of it with every row block.
         Prefetch prefetch;
-        if (p + group < panels.end)
+        if (p + group < prefetch_end)
           prefetch = prefetch_part(weights.panel(p + group) + offset, bytes, block, row_blocks,
                                    passes(Isa::kPassRows, block_rows) * k.count);
-        Isa::multiply(a.block(row) + static_cast<std::size_t>(k.a_begin) * kTileBytes,
-                      a.block_stride, block_rows, weights.panel(p) + offset, k.count, p & 1,
-                      blocks[parity], Isa::kPanelColumns, prefetch, pending);
+        epilogue.announce(row, block_rows, p * Isa::kPanelColumns);
+        Isa::multiply(a.block(row), a.block_stride, block_rows, weights.panel(p) + offset, k.count,
+                      p & 1, blocks[parity], Isa::kPanelColumns, prefetch, pending);
         pending.finish();
         pending.start(blocks[parity], row, block_rows, p * Isa::kPanelColumns);
         if constexpr (!Isa::kOverlapEpilogue) pending.finish();

@@ -1,9 +1,8 @@
 // bf16 on AMX tiles.
-#include "isa_amx_bf16.h"
+#include "isa_amx.h"
 
 namespace fastdistil::cpu {
 
-const Kernels kAmxBf16 = {"amx", "bf16", "AMX bf16 tile kernels", {2, 16, 32},
-                          512,   192,    AmxBf16::kFfnPiece,      Forward<AmxBf16>::run};
+const Kernels kAmxBf16 = make_kernels<AmxBf16>("amx", "bf16", "AMX bf16 tile kernels", 512, 192);
 
 }  // namespace fastdistil::cpu

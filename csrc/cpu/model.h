@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "../common/aligned_buffer.h"
@@ -32,20 +33,35 @@ struct Shape {
 
 // A weight matrix [n, k] cut into panels of a few output columns, each panel laid out in the order
 // in which a micro-kernel reads it: [panel][k tile][column group][step][lane][k pair]. A step is
-// four bytes of k (one fp32 or two bf16), a column group is one vector of outputs.
+// four bytes of k (one fp32, two bf16 or four int8), a column group is one vector of outputs.
 struct PackedMatrix {
   AlignedBuffer data;
   AlignedBuffer bias;  // fp32 [panels * panel columns], zero where there is none
   int panels = 0;
+  int columns = 0;  // panels * panel columns
   int k_tiles = 0;
   std::size_t panel_bytes = 0;
+  // int8 only: fp32 [columns], w = column_scale * v with v in -127..127; and for each piece of k by
+  // which products are taken, fp32 [pieces, columns], column_scale * the sum of v over the piece.
+  AlignedBuffer column_scale;
+  AlignedBuffer piece_sums;
+  int piece_tiles = 0;  // k tiles in a piece
 
   const char* panel(int index) const { return data.data() + index * panel_bytes; }
+  // Of the piece that begins with that k tile.
+  const float* column_sums(int first_k_tile) const {
+    return piece_sums.as<float>() + static_cast<std::size_t>(first_k_tile / piece_tiles) * columns;
+  }
+  std::size_t bytes() const {
+    return data.size() + bias.size() + column_scale.size() + piece_sums.size();
+  }
 };
 
 struct LayerNormWeights {
   AlignedBuffer weight;  // fp32 [hidden_padded], zero in the padding: padded columns stay zero
   AlignedBuffer bias;
+
+  std::size_t bytes() const { return weight.size() + bias.size(); }
 };
 
 struct Layer {
@@ -57,14 +73,34 @@ struct Layer {
   LayerNormWeights output_norm;
 };
 
-struct Model {
-  Shape shape;
-  // Row-major fp32 tables; they belong to the caller, who keeps them alive.
-  const float* word_embeddings = nullptr;
-  const float* position_embeddings = nullptr;
-  const float* segment_embeddings = nullptr;
+// What is packed once, and shared by all models with equal weights.
+struct PackedWeights {
   LayerNormWeights embedding_norm;
   std::vector<Layer> layers;
+
+  std::size_t bytes() const {
+    std::size_t total = embedding_norm.bytes();
+    for (const Layer& layer : layers) {
+      for (const PackedMatrix* matrix :
+           {&layer.qkv, &layer.attention_out, &layer.ffn_in, &layer.ffn_out})
+        total += matrix->bytes();
+      total += layer.attention_norm.bytes() + layer.output_norm.bytes();
+    }
+    return total;
+  }
+};
+
+// Row-major fp32; they belong to the caller, who keeps them alive.
+struct EmbeddingTables {
+  const float* words = nullptr;      // [vocabulary, hidden]
+  const float* positions = nullptr;  // [positions, hidden]
+  const float* segments = nullptr;   // [segments, hidden], or null where there are none
+};
+
+struct Model {
+  Shape shape;
+  EmbeddingTables tables;
+  std::shared_ptr<const PackedWeights> packed;
 };
 
 enum class Pooling { kNone, kMean, kCls, kMax };

@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "../common/bfloat16.h"
+#include "hadamard.h"
 
 namespace fastdistil::cpu {
 namespace {
+
+constexpr int kStepBytes = 4;
 
 // A padded [n, k] matrix on its way to being packed; what is not written stays zero.
 struct Dense {
@@ -29,35 +33,88 @@ AlignedBuffer padded_vector(const float* values, int count, int padded) {
   return buffer;
 }
 
-void store_element(char* out, int element_bytes, float value) {
-  if (element_bytes == 2) {
-    const BFloat16 rounded = to_bfloat16(value);
-    std::memcpy(out, &rounded, sizeof rounded);
-  } else {
-    std::memcpy(out, &value, sizeof value);
+// How a matrix's products are taken: by pieces of so many k (0: by all), and with int8 after what
+// rotation of both operands.
+struct Products {
+  Rotation rotation = Rotation::kNone;
+  int piece = 0;
+};
+
+// A row of weights as int8, symmetric: w = scale * v with v in -127..127. A row that holds a NaN or
+// an infinity has that for its scale, so that its column of every product has it too.
+float quantise_weights(const float* row, int k, std::int8_t* out) {
+  float largest = 0;
+  float defect = 0;
+  for (int i = 0; i < k; ++i) {
+    largest = std::max(largest, std::abs(row[i]));
+    defect += row[i] - row[i];  // zero, or NaN for ever
   }
+  if (defect != 0) return defect;
+  const float scale = largest / 127.0f;
+  if (scale == 0) return 0;
+  for (int i = 0; i < k; ++i) out[i] = static_cast<std::int8_t>(std::lrint(row[i] / scale));
+  return scale;
 }
 
-PackedMatrix pack_matrix(const Dense& dense, const PanelFormat& format) {
-  const int per_step = 4 / format.element_bytes;
+// Rows of elements as the micro-kernels multiply them, [n, k padded to whole tiles], and with int8
+// what PackedMatrix keeps of them.
+std::vector<char> encode(Dense& dense, int k_padded, int element_bytes, Rotation rotation,
+                         int piece, PackedMatrix& packed) {
+  std::vector<char> encoded(static_cast<std::size_t>(dense.n) * k_padded * element_bytes);
+  if (element_bytes == 1) {
+    const int pieces = (k_padded + piece - 1) / piece;
+    packed.column_scale = AlignedBuffer(dense.n * sizeof(float));
+    packed.piece_sums = AlignedBuffer(static_cast<std::size_t>(pieces) * dense.n * sizeof(float));
+  }
+  for (int i = 0; i < dense.n; ++i) {
+    char* out = encoded.data() + static_cast<std::size_t>(i) * k_padded * element_bytes;
+    float* row = dense.row(i);
+    if (element_bytes == 4) {
+      std::memcpy(out, row, dense.k * sizeof(float));
+    } else if (element_bytes == 2) {
+      auto* rounded = reinterpret_cast<BFloat16*>(out);
+      for (int j = 0; j < dense.k; ++j) rounded[j] = to_bfloat16(row[j]);
+    } else {
+      auto* values = reinterpret_cast<std::int8_t*>(out);
+      for (int j = 0; j < dense.k; j += piece)
+        rotate_weights(row + j, std::min(piece, dense.k - j), rotation);
+      const float scale = quantise_weights(row, dense.k, values);
+      packed.column_scale.as<float>()[i] = scale;
+      for (int j = 0; j < k_padded; j += piece) {
+        const int sum = std::accumulate(values + j, values + std::min(j + piece, k_padded), 0);
+        packed.piece_sums.as<float>()[static_cast<std::size_t>(j / piece) * dense.n + i] =
+            scale * static_cast<float>(sum);
+      }
+    }
+  }
+  return encoded;
+}
+
+// Rotates `dense` where int8 needs it.
+PackedMatrix pack_matrix(Dense& dense, const PanelFormat& format, Products products) {
   const int tile_columns = kTileRowBytes / format.element_bytes;
+  const int k = round_up(dense.k, tile_columns);
+  const int piece = products.piece == 0 ? k : products.piece;
   PackedMatrix packed;
   packed.panels = dense.n / format.columns;
-  packed.k_tiles = dense.k / tile_columns;
-  packed.panel_bytes = static_cast<std::size_t>(format.columns) * dense.k * format.element_bytes;
+  packed.columns = dense.n;
+  packed.k_tiles = k / tile_columns;
+  packed.piece_tiles = piece / tile_columns;
+  packed.panel_bytes = static_cast<std::size_t>(format.columns) * k * format.element_bytes;
   packed.data = AlignedBuffer(packed.panel_bytes * packed.panels);
   packed.bias = padded_vector(dense.bias.data(), dense.n, dense.n);
+  const std::vector<char> encoded =
+      encode(dense, k, format.element_bytes, products.rotation, piece, packed);
+  const std::size_t row_bytes = static_cast<std::size_t>(k) * format.element_bytes;
   char* out = packed.data.data();
   for (int panel = 0; panel < packed.panels; ++panel) {
     for (int tile = 0; tile < packed.k_tiles; ++tile) {
       for (int group = 0; group < format.columns / format.lanes; ++group) {
         const int first = panel * format.columns + group * format.lanes;
-        for (int step = 0; step < kTileRowBytes / 4; ++step) {
-          for (int lane = 0; lane < format.lanes; ++lane) {
-            const float* row = dense.row(first + lane) + tile * tile_columns + step * per_step;
-            for (int e = 0; e < per_step; ++e, out += format.element_bytes)
-              store_element(out, format.element_bytes, row[e]);
-          }
+        const char* in = encoded.data() + first * row_bytes + tile * kTileRowBytes;
+        for (int step = 0; step < kTileRowBytes; step += kStepBytes) {
+          for (int lane = 0; lane < format.lanes; ++lane, out += kStepBytes)
+            std::memcpy(out, in + lane * row_bytes + step, kStepBytes);
         }
       }
     }
@@ -98,7 +155,7 @@ PackedMatrix pack_qkv(const std::string& name, const Shape& shape, const PanelFo
     place_projection(qkv, part, shape, weights(linear + ".weight"), weights(linear + ".bias"),
                      part == 0 ? scale : 1.0f);
   }
-  return pack_matrix(qkv, format);
+  return pack_matrix(qkv, format, {Rotation::kFull});
 }
 
 // The attention output: its k runs over the padded heads.
@@ -113,43 +170,48 @@ PackedMatrix pack_attention_out(const std::string& name, const Shape& shape,
                   shape.head_dim(), dense.row(i) + h * shape.head_padded());
     dense.bias[i] = bias[i];
   }
-  return pack_matrix(dense, format);
+  return pack_matrix(dense, format, {Rotation::kNone});
 }
 
 PackedMatrix pack_linear(const std::string& name, int n, int k, const PanelFormat& format,
-                         const WeightSource& weights) {
+                         const WeightSource& weights, Products products) {
   Dense dense(round_up(n, kColumnMultiple), round_up(k, kColumnMultiple));
   const float* weight = weights(name + ".weight");
   for (int i = 0; i < n; ++i)
     std::copy_n(weight + static_cast<std::size_t>(i) * k, k, dense.row(i));
   std::copy_n(weights(name + ".bias"), n, dense.bias.begin());
-  return pack_matrix(dense, format);
+  return pack_matrix(dense, format, products);
 }
 
 }  // namespace
 
-Model pack_model(const Shape& shape, const PanelFormat& format, const WeightSource& weights) {
-  Model model;
-  model.shape = shape;
-  model.word_embeddings = weights("embeddings.word_embeddings.weight");
-  model.position_embeddings = weights("embeddings.position_embeddings.weight");
-  if (shape.segments > 0)
-    model.segment_embeddings = weights("embeddings.token_type_embeddings.weight");
-  model.embedding_norm = pack_norm("embeddings.LayerNorm", shape, weights);
+EmbeddingTables find_tables(const Shape& shape, const WeightSource& weights) {
+  EmbeddingTables tables;
+  tables.words = weights("embeddings.word_embeddings.weight");
+  tables.positions = weights("embeddings.position_embeddings.weight");
+  if (shape.segments > 0) tables.segments = weights("embeddings.token_type_embeddings.weight");
+  return tables;
+}
+
+std::shared_ptr<const PackedWeights> pack_weights(const Shape& shape, const Kernels& kernels,
+                                                  const WeightSource& weights) {
+  const PanelFormat& format = kernels.format;
+  auto packed = std::make_shared<PackedWeights>();
+  packed->embedding_norm = pack_norm("embeddings.LayerNorm", shape, weights);
   for (int i = 0; i < shape.layers; ++i) {
     const std::string name = "transformer.layer." + std::to_string(i);
     Layer layer;
     layer.qkv = pack_qkv(name + ".attention", shape, format, weights);
     layer.attention_out = pack_attention_out(name + ".attention.out_lin", shape, format, weights);
     layer.attention_norm = pack_norm(name + ".sa_layer_norm", shape, weights);
-    layer.ffn_in =
-        pack_linear(name + ".ffn.lin1", shape.intermediate, shape.hidden, format, weights);
-    layer.ffn_out =
-        pack_linear(name + ".ffn.lin2", shape.hidden, shape.intermediate, format, weights);
+    layer.ffn_in = pack_linear(name + ".ffn.lin1", shape.intermediate, shape.hidden, format,
+                               weights, {Rotation::kFull});
+    layer.ffn_out = pack_linear(name + ".ffn.lin2", shape.hidden, shape.intermediate, format,
+                                weights, {Rotation::kCoarse, kernels.ffn_piece});
     layer.output_norm = pack_norm(name + ".output_layer_norm", shape, weights);
-    model.layers.push_back(std::move(layer));
+    packed->layers.push_back(std::move(layer));
   }
-  return model;
+  return packed;
 }
 
 }  // namespace fastdistil::cpu

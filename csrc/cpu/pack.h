@@ -12,8 +12,11 @@ namespace fastdistil::cpu {
 // The address of the contiguous fp32 tensor of that canonical name; never null.
 using WeightSource = std::function<const float*(const std::string& name)>;
 
-// Folds (Q, K and V in one matrix; softmax scale and log2(e) into Q), pads and packs. The embedding
-// tables are not copied: they must outlive the model.
-Model pack_model(const Shape& shape, const PanelFormat& format, const WeightSource& weights);
+// Folds (Q, K and V in one matrix; softmax scale and log2(e) into Q), pads and packs.
+std::shared_ptr<const PackedWeights> pack_weights(const Shape& shape, const Kernels& kernels,
+                                                  const WeightSource& weights);
+
+// The embedding tables, which are not copied: they must outlive the model.
+EmbeddingTables find_tables(const Shape& shape, const WeightSource& weights);
 
 }  // namespace fastdistil::cpu

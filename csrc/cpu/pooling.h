@@ -20,7 +20,8 @@ FASTDISTIL_INLINE void pool_sequence(const float* rows, int stride, int length, 
     V total = used > 0 ? V::load(rows + j) : V::zero();
     for (int r = 1; r < used; ++r) {
       const V x = V::load(rows + static_cast<std::size_t>(r) * stride + j);
-      total = pooling == Pooling::kMax ? total.max(x) : total + x;
+      // A NaN stays, as in torch; the bare maximum would keep it or not by its place.
+      total = pooling == Pooling::kMax ? V::where_nan(total, total, total.max(x)) : total + x;
     }
     total = (total * share).first(columns - j);
     squares = V::fma(total, total, squares);

@@ -56,6 +56,9 @@ struct Portable {
   static FASTDISTIL_INLINE Portable where_negative(Portable x, Portable yes, Portable no) {
     return select(x.v < 0.0f, yes.v, no.v);
   }
+  static FASTDISTIL_INLINE Portable where_nan(Portable x, Portable yes, Portable no) {
+    return select(x.v == x.v, no.v, yes.v);
+  }
   // Adding 1.5 * 2^23 leaves no fraction bits, so the addition itself rounds (|x| < 2^22).
   FASTDISTIL_INLINE Portable rounded() const {
     const Portable magic = set(12582912.0f);

@@ -17,9 +17,13 @@ namespace fastdistil::cpu {
 namespace {
 
 struct Job {
+  Job(const std::function<void(int, int)>& function, int threads)
+      : work(&function), size(threads), running(threads - 1) {}
+
   const std::function<void(int, int)>* work;
   int size;
-  std::atomic<int> running;
+  std::atomic<int> running;  // helpers that are not done
+  Sleepers caller;
   std::mutex mutex;
   std::exception_ptr error;
 
@@ -30,6 +34,16 @@ struct Job {
       const std::lock_guard<std::mutex> lock(mutex);
       if (!error) error = std::current_exception();
     }
+  }
+  // The caller may be gone, and the job with it, as soon as the lock is open.
+  void leave() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    running.fetch_sub(1);
+    caller.wake_all();
+  }
+  void wait_for_all() {
+    caller.wait([&] { return running.load() == 0; });
+    const std::lock_guard<std::mutex> last_one_is_out(mutex);
   }
 };
 
@@ -53,6 +67,17 @@ class Pool {
       idle_.pop_back();
     }
     return claimed;
+  }
+
+  // Takes a job back that its worker has not begun; false where it has, be it that the worker is
+  // done with it by now and has been given somebody else's.
+  bool revoke(Worker& worker, Job& job) {
+    Job* given = &job;
+    if (!worker.job.compare_exchange_strong(given, nullptr, std::memory_order_acq_rel))
+      return false;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(&worker);
+    return true;
   }
 
   static void give(Worker& worker, Job& job, int rank) {
@@ -83,25 +108,32 @@ class Pool {
     for (;;) {
       Job* job = wait(worker);
       job->run(worker.rank);
-      worker.job.store(nullptr, std::memory_order_relaxed);
       {
         const std::lock_guard<std::mutex> lock(mutex_);
         idle_.push_back(&worker);
       }
-      // The last touch of the job: its caller may be gone right after.
-      job->running.fetch_sub(1, std::memory_order_acq_rel);
+      job->leave();
     }
   }
 
+  // The next job of a worker, whose giver can no longer take it back.
   static Job* wait(Worker& worker) {
-    // Calls often follow each other within microseconds; longer than that, leave the core alone.
-    for (int spins = 0; spins < 2000; ++spins) {
-      if (Job* job = worker.job.load(std::memory_order_acquire)) return job;
-      spin_pause();
+    const auto take = [&] { return worker.job.exchange(nullptr, std::memory_order_acq_rel); };
+    const auto is_there = [&] { return worker.job.load(std::memory_order_relaxed) != nullptr; };
+    for (;;) {
+      // Calls often follow each other within microseconds; longer than that, leave the core alone.
+      for (int spins = 0; spins < 2000; ++spins) {
+        if (is_there()) {
+          if (Job* job = take()) return job;
+        }
+        spin_pause();
+      }
+      {
+        std::unique_lock<std::mutex> lock(worker.mutex);
+        worker.wake.wait(lock, is_there);
+      }
+      if (Job* job = take()) return job;
     }
-    std::unique_lock<std::mutex> lock(worker.mutex);
-    worker.wake.wait(lock, [&] { return worker.job.load(std::memory_order_relaxed) != nullptr; });
-    return worker.job.load(std::memory_order_acquire);
   }
 
   std::mutex mutex_;
@@ -129,16 +161,14 @@ void run_together(int threads, const std::function<void(int, int)>& work) {
   const std::vector<Worker*> helpers =
       threads > 1 ? pool().claim(threads - 1) : std::vector<Worker*>();
   const int size = static_cast<int>(helpers.size()) + 1;
-  Job job{&work, size, {size - 1}, {}, {}};
+  Job job(work, size);
   for (int i = 0; i < size - 1; ++i) Pool::give(*helpers[i], job, i + 1);
   job.run(0);
-  for (int spins = 0; job.running.load(std::memory_order_acquire) != 0; ++spins) {
-    if (spins < 4096) {
-      spin_pause();
-    } else {
-      std::this_thread::yield();
-    }
-  }
+  // Workers that have not begun by now found no core to run on: they are not waited for.
+  int revoked = 0;
+  for (Worker* helper : helpers) revoked += pool().revoke(*helper, job) ? 1 : 0;
+  job.running.fetch_sub(revoked);
+  job.wait_for_all();
   if (job.error) std::rethrow_exception(job.error);
 }
 

@@ -7,9 +7,10 @@
 
 namespace fastdistil::cpu {
 
-// Runs work(rank, size) on `threads` threads at most, the calling one with rank 0 among them, all
-// at the same time, and returns when all are done. `size` is how many took part. If any throws, the
-// first exception is rethrown here.
+// Runs work(rank, size) on up to `threads` threads at the same time, on the calling one with rank
+// 0, and returns when all that began are done. A thread that has not begun when the caller is done
+// is not waited for: the caller's work(0, size) must leave nothing to the others that it does not
+// see done. `size` is how many may take part. If any throws, the first exception is rethrown here.
 void run_together(int threads, const std::function<void(int rank, int size)>& work);
 
 }  // namespace fastdistil::cpu

@@ -15,7 +15,8 @@
 
 namespace fastdistil::cpu {
 
-// Intel SDM volume 2, TDPBF16PS, TILELOADD, TILESTORED, for full tiles of 16 rows of 64 bytes.
+// Intel SDM volume 2, TDPBF16PS, TDPBUSD, TILELOADD, TILESTORED, for full tiles of 16 rows of 64
+// bytes.
 struct EmulatedTiles {
   alignas(64) char data[8][kTileBytes];
 
@@ -26,7 +27,21 @@ struct EmulatedTiles {
   void store(int t, char* p, std::size_t stride) const {
     for (int r = 0; r < kTileRows; ++r) std::memcpy(p + r * stride, data[t] + r * 64, 64);
   }
-  void dot(int c, int a, int b) {
+  void dot_int8(int c, int a, int b) {
+    for (int m = 0; m < 16; ++m) {
+      std::int32_t sum[16];
+      std::memcpy(sum, data[c] + m * 64, 64);
+      for (int k = 0; k < 16; ++k) {
+        for (int n = 0; n < 16; ++n) {
+          for (int e = 0; e < 4; ++e)
+            sum[n] += static_cast<std::uint8_t>(data[a][m * 64 + 4 * k + e]) *
+                      static_cast<std::int8_t>(data[b][k * 64 + 4 * n + e]);
+        }
+      }
+      std::memcpy(data[c] + m * 64, sum, 64);
+    }
+  }
+  void dot_bf16(int c, int a, int b) {
     float x[16][32], y[16][32];  // y[k][2 n + e]: element e of pair k of column n
     widen(data[a], x);
     widen(data[b], y);
@@ -61,7 +76,8 @@ struct TileSession {};
 #define TILE_LOAD_STREAM(t, p, stride) ::fastdistil::cpu::emulated_tiles.load(t, p, stride)
 #define TILE_STORE(t, p, stride) \
   ::fastdistil::cpu::emulated_tiles.store(t, reinterpret_cast<char*>(p), stride)
-#define TILE_DOT_BF16(c, a, b) ::fastdistil::cpu::emulated_tiles.dot(c, a, b)
+#define TILE_DOT_BF16(c, a, b) ::fastdistil::cpu::emulated_tiles.dot_bf16(c, a, b)
+#define TILE_DOT_INT8(c, a, b) ::fastdistil::cpu::emulated_tiles.dot_int8(c, a, b)
 
 #else
 
@@ -101,5 +117,6 @@ struct TileSession {
 #define TILE_LOAD_STREAM(t, p, stride) _tile_stream_loadd(t, p, stride)
 #define TILE_STORE(t, p, stride) _tile_stored(t, p, stride)
 #define TILE_DOT_BF16(c, a, b) _tile_dpbf16ps(c, a, b)
+#define TILE_DOT_INT8(c, a, b) _tile_dpbusd(c, a, b)
 
 #endif

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace fastdistil::cpu {
 namespace {
 
@@ -28,40 +30,53 @@ class Layout {
 
 }  // namespace
 
-void Workspace::reserve(const Shape& shape, int element_bytes, int rows, int longest, int ffn_piece,
+void Workspace::reserve(const Shape& shape, const Kernels& kernels, int rows, int longest,
                         int team) {
   const std::size_t padded_rows = round_up(rows, 2 * kTileRows);
-  const std::size_t blocks = padded_rows / kTileRows;
+  const int operand_bytes = kernels.format.element_bytes;
+  const int wide_bytes = kernels.attention_bytes;
+  const bool quantised = operand_bytes == 1;
   const int head = shape.head_padded();
   const std::size_t keys = round_up(std::max(longest, 1), kColumnMultiple);
-  const int piece = std::min(ffn_piece, shape.intermediate_padded());
   // A small chunk keeps the whole intermediate layer: fewer meetings of the team.
-  intermediate_columns = padded_rows <= 64 ? shape.intermediate_padded() : piece;
-  attention.resize(team);
+  const int all = shape.intermediate_padded();
+  intermediate_columns = padded_rows <= 64 ? all : std::min(kernels.ffn_piece, all);
+  scale_rows = static_cast<int>(padded_rows);
+  scratch.resize(team);
 
   auto lay_out = [&](Layout layout) {
-    auto tiles = [&](int columns) {
-      Tiles result;
-      result.block_stride = static_cast<std::size_t>(columns) * element_bytes * kTileRows;
-      result.data = layout.take(result.block_stride * blocks);
+    auto operand = [&](int columns, int pieces) {
+      Operand result;
+      const std::size_t row_bytes = round_up(columns * operand_bytes, kTileRowBytes);
+      result.tiles.block_stride = row_bytes * kTileRows;
+      result.tiles.data = layout.take(row_bytes * padded_rows);
+      if (quantised) result.scales = layout.take<RowScale>(pieces * padded_rows * sizeof(RowScale));
       return result;
     };
-    hidden = tiles(shape.hidden_padded());
-    context = tiles(shape.inner());
-    intermediate = tiles(intermediate_columns);
-    // The odd cache line keeps rows of a power-of-two width out of each other's cache sets.
-    qkv_stride = static_cast<std::size_t>(3) * shape.inner() * element_bytes + 64;
-    qkv = layout.take(qkv_stride * padded_rows);
-    sums = layout.take<float>(padded_rows * shape.hidden_padded() * sizeof(float));
-    final = layout.take<float>(padded_rows * shape.hidden_padded() * sizeof(float));
-    for (AttentionScratch& scratch : attention) {
-      scratch.query = layout.take(static_cast<std::size_t>(kTileRows) * head * element_bytes);
-      scratch.keys = layout.take(keys * head * element_bytes);
-      scratch.values = layout.take(keys * head * element_bytes);
-      scratch.scores = layout.take<float>(kTileRows * keys * sizeof(float));
-      scratch.weights = layout.take(kTileRows * keys * element_bytes);
-      scratch.context =
-          layout.take<float>(kTileRows * static_cast<std::size_t>(head) * sizeof(float));
+    auto row_major = [&](int columns, int element_bytes) {
+      Rows result;
+      // The odd cache line keeps rows of a power-of-two width out of each other's cache sets.
+      result.stride = static_cast<std::size_t>(columns) * element_bytes + 64;
+      result.data = layout.take(result.stride * padded_rows);
+      return result;
+    };
+    const int pieces = (intermediate_columns + kernels.ffn_piece - 1) / kernels.ffn_piece;
+    hidden = operand(shape.hidden_padded(), 1);
+    context = operand(shape.inner(), 1);
+    activated = operand(intermediate_columns, pieces);
+    qkv = row_major(3 * shape.inner(), wide_bytes);
+    if (quantised) unquantised = row_major(intermediate_columns, wide_bytes);
+    sums = row_major(shape.hidden_padded(), sizeof(float));
+    final = row_major(shape.hidden_padded(), sizeof(float));
+    for (ThreadScratch& mine : scratch) {
+      mine.query = layout.take(static_cast<std::size_t>(kTileRows) * head * wide_bytes);
+      mine.keys = layout.take(keys * head * wide_bytes);
+      mine.values = layout.take(keys * head * wide_bytes);
+      mine.scores = layout.take<float>(kTileRows * keys * sizeof(float));
+      mine.weights = layout.take(kTileRows * keys * wide_bytes);
+      mine.context = layout.take<float>(kTileRows * static_cast<std::size_t>(head) * sizeof(float));
+      const int widest = std::max({shape.hidden_padded(), shape.inner(), kernels.ffn_piece});
+      if (quantised) mine.row = layout.take<float>(widest * sizeof(float));
     }
     return layout.used();
   };

@@ -1,5 +1,5 @@
-// Every kernel table that this machine can run, the emulated AMX one among them, and a short way to
-// run an encoder on it.
+// Every kernel table that this machine can run, the emulated AMX ones among them, and a short way
+// to run an encoder on it.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 namespace fastdistil::cpu {
 #if FASTDISTIL_HAVE_AVX512_BF16
 extern const Kernels kAmxBf16Emulated;
+extern const Kernels kAmxInt8Emulated;
 #endif
 }  // namespace fastdistil::cpu
 
@@ -21,15 +22,16 @@ inline std::vector<const cpu::Kernels*> kernels_under_test() {
   std::vector<const cpu::Kernels*> all = cpu::usable_kernels();
 #if FASTDISTIL_HAVE_AVX512_BF16
   const std::vector<std::string> features = cpu::cpu_features();
-  if (std::find(features.begin(), features.end(), "avx512_bf16") != features.end())
+  if (std::find(features.begin(), features.end(), "avx512_bf16") != features.end()) {
     all.push_back(&cpu::kAmxBf16Emulated);
+    all.push_back(&cpu::kAmxInt8Emulated);
+  }
 #endif
   return all;
 }
 
-inline std::string name_of(const cpu::Kernels& kernels) {
-  return std::string(kernels.isa) + " " + kernels.precision;
-}
+// The description: two tables may be of one instruction set and one precision.
+inline std::string name_of(const cpu::Kernels& kernels) { return kernels.description; }
 
 inline cpu::Encoder make_encoder(const cpu::Kernels& kernels, const cpu::Shape& shape,
                                  const Weights& weights) {

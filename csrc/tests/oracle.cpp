@@ -1,5 +1,6 @@
 #include "oracle.h"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 
@@ -19,42 +20,68 @@ double activate(Activation activation, double x) {
     case Activation::kGeluTanh:
       return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
     case Activation::kRelu:
-      return x > 0 ? x : 0;
+      return x < 0 ? 0 : x;  // a NaN stays
     case Activation::kSilu:
       return x / (1.0 + std::exp(-x));
   }
   return 0;
 }
 
+// values[0 .. count) on `levels` steps from `low` to `high`.
+void put_on_grid(double* values, int count, double low, double high, int levels) {
+  const double step = (high - low) / levels;
+  if (step == 0) return;
+  for (int i = 0; i < count; ++i) values[i] = low + step * std::nearbyint((values[i] - low) / step);
+}
+
+// Every row of m [rows, k], in pieces of so many columns, to int8 and back.
+void round_activations(Matrix& m, int k, int piece) {
+  for (std::size_t row = 0; row < m.size(); row += k) {
+    for (int begin = 0; begin < k; begin += piece) {
+      const int count = std::min(piece, k - begin);
+      double* values = m.data() + row + begin;
+      const auto [low, high] = std::minmax_element(values, values + count);
+      put_on_grid(values, count, *low, *high, 255);
+    }
+  }
+}
+
+void round_weights(Matrix& m, int k) {
+  for (std::size_t row = 0; row < m.size(); row += k) {
+    double largest = 0;
+    for (int i = 0; i < k; ++i) largest = std::max(largest, std::abs(m[row + i]));
+    put_on_grid(m.data() + row, k, -largest, largest, 254);
+  }
+}
+
+Matrix transpose(const Matrix& m, int rows, int columns) {
+  Matrix out(m.size());
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < columns; ++c) out[c * rows + r] = m[r * columns + c];
+  }
+  return out;
+}
+
 class Oracle {
  public:
-  Oracle(const Shape& shape, const Weights& weights, bool rounded)
-      : shape_(shape), weights_(weights), rounded_(rounded) {}
+  Oracle(const Shape& shape, const Weights& weights, Format format)
+      : shape_(shape), weights_(weights), format_(format) {}
 
   Matrix forward(const Sequences& s) const {
-    const int d = shape_.hidden, tokens = s.tokens();
-    Matrix x(static_cast<std::size_t>(tokens) * d);
-    for (int t = 0; t < tokens; ++t) {
-      for (int j = 0; j < d; ++j) {
-        x[t * d + j] = w("embeddings.word_embeddings.weight")[s.input_ids[t] * d + j] +
-                       w("embeddings.position_embeddings.weight")[s.positions[t] * d + j];
-        if (shape_.segments > 0)
-          x[t * d + j] += w("embeddings.token_type_embeddings.weight")[s.segment_ids[t] * d + j];
-      }
-    }
+    const int d = shape_.hidden;
+    Matrix x(static_cast<std::size_t>(s.tokens()) * d);
+    look_up(x, "word", s.input_ids);
+    look_up(x, "position", s.positions);
+    if (shape_.segments > 0) look_up(x, "token_type", s.segment_ids);
     norm(x, "embeddings.LayerNorm");
     for (int i = 0; i < shape_.layers; ++i) {
       const std::string layer = "transformer.layer." + std::to_string(i) + ".";
-      // The residual stream enters the next product, so a bf16 engine holds it rounded.
-      const Matrix in = operand(x);
-      x = linear(operand(attention(in, layer + "attention.", s)), layer + "attention.out_lin", d);
-      add(x, in);
+      const Matrix context = attention(x, layer + "attention.", s);
+      add(x, linear(operand(context), layer + "attention.out_lin", d));
       norm(x, layer + "sa_layer_norm");
-      const Matrix mid = operand(x);
-      Matrix h = linear(mid, layer + "ffn.lin1", shape_.intermediate);
+      Matrix h = linear(x, layer + "ffn.lin1", shape_.intermediate);
       for (double& v : h) v = activate(shape_.activation, v);
-      x = linear(operand(h), layer + "ffn.lin2", d);
-      add(x, mid);
+      add(x, linear(operand(h), layer + "ffn.lin2", d, kInt8Piece));
       norm(x, layer + "output_layer_norm");
     }
     return x;
@@ -63,8 +90,9 @@ class Oracle {
  private:
   const std::vector<float>& w(const std::string& name) const { return weights_.at(name); }
   double round(double x) const {
-    return rounded_ ? to_float(to_bfloat16(static_cast<float>(x))) : x;
+    return format_ == Format::kExact ? x : to_float(to_bfloat16(static_cast<float>(x)));
   }
+  // As an engine of less than fp32 holds what it computes with.
   Matrix operand(Matrix m) const {
     for (double& v : m) v = round(v);
     return m;
@@ -73,23 +101,42 @@ class Oracle {
     for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];
   }
 
-  Matrix linear(const Matrix& x, const std::string& name, int n) const {
-    const std::vector<float>&weight = w(name + ".weight"), &bias = w(name + ".bias");
-    const int k = static_cast<int>(weight.size()) / n, rows = static_cast<int>(x.size()) / k;
-    Matrix rounded(weight.size());
-    for (std::size_t i = 0; i < weight.size(); ++i) rounded[i] = round(weight[i]);
+  void look_up(Matrix& x, const std::string& table, const std::vector<std::int32_t>& rows) const {
+    const std::vector<float>& values = w("embeddings." + table + "_embeddings.weight");
+    const int d = shape_.hidden;
+    for (std::size_t t = 0; t < rows.size(); ++t) {
+      for (int j = 0; j < d; ++j) x[t * d + j] += values[rows[t] * d + j];
+    }
+  }
+
+  // `piece`: into how long pieces int8 cuts a row of x; 0: into none.
+  Matrix linear(Matrix x, const std::string& name, int n, int piece = 0) const {
+    const std::vector<float>&stored = w(name + ".weight"), &bias = w(name + ".bias");
+    const int k = static_cast<int>(stored.size()) / n, rows = static_cast<int>(x.size()) / k;
+    Matrix weight(stored.begin(), stored.end());
+    if (format_ == Format::kInt8) {
+      round_activations(x, k, piece == 0 ? k : piece);
+      round_weights(weight, k);
+    } else {
+      x = operand(x);
+      weight = operand(weight);
+    }
+    const Matrix transposed = transpose(weight, n, k);
     Matrix y(static_cast<std::size_t>(rows) * n);
     for (int r = 0; r < rows; ++r) {
-      for (int j = 0; j < n; ++j) {
-        double sum = bias[j];
-        for (int i = 0; i < k; ++i) sum += x[r * k + i] * rounded[j * k + i];
-        y[r * n + j] = sum;
+      double* sums = y.data() + r * n;
+      std::copy_n(bias.begin(), n, sums);
+      for (int i = 0; i < k; ++i) {
+        const double value = x[r * k + i];
+        const double* column = transposed.data() + i * n;
+        for (int j = 0; j < n; ++j) sums[j] += value * column[j];
       }
     }
     return y;
   }
 
   void norm(Matrix& x, const std::string& name) const {
+    const std::vector<float>&weight = w(name + ".weight"), &bias = w(name + ".bias");
     const int d = shape_.hidden, rows = static_cast<int>(x.size()) / d;
     for (int r = 0; r < rows; ++r) {
       double mean = 0, variance = 0;
@@ -97,8 +144,7 @@ class Oracle {
       for (int j = 0; j < d; ++j) variance += (x[r * d + j] - mean) * (x[r * d + j] - mean) / d;
       const double scale = 1.0 / std::sqrt(variance + shape_.layer_norm_eps);
       for (int j = 0; j < d; ++j)
-        x[r * d + j] =
-            (x[r * d + j] - mean) * scale * w(name + ".weight")[j] + w(name + ".bias")[j];
+        x[r * d + j] = (x[r * d + j] - mean) * scale * weight[j] + bias[j];
     }
   }
 
@@ -135,7 +181,7 @@ class Oracle {
 
   const Shape& shape_;
   const Weights& weights_;
-  bool rounded_;
+  Format format_;
 };
 
 }  // namespace
@@ -192,8 +238,8 @@ Sequences random_sequences(const Shape& shape, const std::vector<int>& lengths, 
 }
 
 std::vector<double> oracle_forward(const Shape& shape, const Weights& weights,
-                                   const Sequences& sequences, bool rounded) {
-  return Oracle(shape, weights, rounded).forward(sequences);
+                                   const Sequences& sequences, Format format) {
+  return Oracle(shape, weights, format).forward(sequences);
 }
 
 }  // namespace fastdistil::tests

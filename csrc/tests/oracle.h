@@ -1,6 +1,6 @@
 // The encoder in plain double precision, straight from its definition: what every kernel is held
-// to. With `rounded`, operands are rounded to bf16 where a bf16 engine must round them (weights,
-// and every activation that enters a product): how much error the format itself costs.
+// to. In another format than kExact, operands are rounded where an engine of that precision must
+// round them: how much error the format itself costs, whoever computes in it.
 #pragma once
 
 #include <map>
@@ -10,6 +10,17 @@
 #include "../cpu/model.h"
 
 namespace fastdistil::tests {
+
+enum class Format {
+  kExact,
+  // Weights, and every activation that enters a product, to bf16; the residual stream stays.
+  kBf16,
+  // The linear products in int8, plainly: weights to 255 levels around zero for each output, rows
+  // of activations to 256 levels between their least and their largest value, lin2's in pieces of
+  // kInt8Piece columns. No rotation, no calibration. All else, attention first, as in kBf16.
+  kInt8,
+};
+constexpr int kInt8Piece = 768;
 
 using Weights = std::map<std::string, std::vector<float>>;
 
@@ -27,6 +38,6 @@ Sequences random_sequences(const cpu::Shape& shape, const std::vector<int>& leng
 
 // [tokens, hidden] last hidden states.
 std::vector<double> oracle_forward(const cpu::Shape& shape, const Weights& weights,
-                                   const Sequences& sequences, bool rounded);
+                                   const Sequences& sequences, Format format);
 
 }  // namespace fastdistil::tests

@@ -3,13 +3,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cmath>
-#include <cstring>
 #include <stdexcept>
 #include <thread>
 
 #include "check.h"
-#include "engine_under_test.h"
+#include "compare.h"
 
 namespace fastdistil::tests {
 namespace {
@@ -17,26 +15,6 @@ namespace {
 using cpu::Activation;
 using cpu::Pooling;
 using cpu::Shape;
-
-struct Error {
-  double largest = 0;    // over the largest magnitude
-  double root_mean = 0;  // root of mean square, over the same
-};
-
-template <class T>
-Error error_of(const std::vector<T>& got, const std::vector<double>& want) {
-  double magnitude = 0;
-  Error e;
-  for (std::size_t i = 0; i < want.size(); ++i) {
-    const double d = std::abs(static_cast<double>(got[i]) - want[i]);
-    magnitude = std::max(magnitude, std::abs(want[i]));
-    e.largest = std::max(e.largest, d);
-    e.root_mean += d * d;
-  }
-  e.root_mean = std::sqrt(e.root_mean / static_cast<double>(want.size())) / magnitude;
-  e.largest /= magnitude;
-  return e;
-}
 
 const std::vector<int> kLengths = {1, 5, 0, 16, 17, 33, 31, 130, 2, 64};
 
@@ -52,37 +30,22 @@ TEST(forward_matches_the_oracle) {
   for (const Shape& shape : shapes) {
     const Weights weights = random_weights(shape, 1);
     const Sequences s = random_sequences(shape, kLengths, 2);
-    const std::vector<double> exact = oracle_forward(shape, weights, s, false);
-    const Error format = error_of(oracle_forward(shape, weights, s, true), exact);
+    const std::vector<double> exact = oracle_forward(shape, weights, s, Format::kExact);
+    const FormatCosts costs = format_costs(shape, weights, s, exact);
     for (const cpu::Kernels* kernels : kernels_under_test()) {
       const cpu::Encoder encoder = make_encoder(*kernels, shape, weights);
       const Error e = error_of(run(encoder, shape, s, 2), exact);
-      const std::string what = name_of(*kernels) + ", hidden " + std::to_string(shape.hidden) +
-                               ": largest " + std::to_string(e.largest) + ", rms " +
-                               std::to_string(e.root_mean) + "; bf16 itself costs " +
-                               std::to_string(format.largest) + ", " +
-                               std::to_string(format.root_mean);
+      const std::string what =
+          name_of(*kernels) + ", hidden " + std::to_string(shape.hidden) + ": " + to_string(e);
       if (std::strcmp(kernels->precision, "fp32") == 0) {
-        CHECK(e.largest < 2e-5, what);
+        CHECK(e.largest < 2e-6, what);
       } else {
-        CHECK(e.root_mean < 1.2 * format.root_mean, what);
-        CHECK(e.largest < 2 * format.largest, what);
+        const Error& cost = costs.at(kernels->precision);
+        CHECK(e.root_mean < 1.2 * cost.root_mean, what + "; the format: " + to_string(cost));
+        CHECK(e.largest < 2 * cost.largest, what + "; the format: " + to_string(cost));
       }
     }
   }
-}
-
-std::vector<float> rows_of(const std::vector<float>& all, int begin, int end, int width) {
-  return {all.begin() + static_cast<long>(begin) * width,
-          all.begin() + static_cast<long>(end) * width};
-}
-
-Sequences one_of(const Sequences& s, int index) {
-  const int begin = s.cu_seqlens[index], end = s.cu_seqlens[index + 1];
-  const auto cut = [&](const std::vector<std::int32_t>& v) {
-    return std::vector<std::int32_t>(v.begin() + begin, v.begin() + end);
-  };
-  return {cut(s.input_ids), cut(s.positions), cut(s.segment_ids), {0, end - begin}};
 }
 
 TEST(a_sequence_gives_the_same_bits_in_every_batch) {
@@ -167,6 +130,22 @@ TEST(many_threads_may_call_at_once) {
     }
     for (std::thread& caller : callers) caller.join();
     for (const int count : wrong) CHECK(count == 0, name_of(*kernels));
+  }
+}
+
+TEST(a_twin_shares_all_but_its_embedding_tables) {
+  const Shape shape = make_shape(40, 5, 64, 1, 2, Activation::kGelu);
+  const Weights weights = random_weights(shape, 11);
+  Weights other = weights;
+  for (auto& [name, values] : other) {
+    if (name.find("_embeddings.") != std::string::npos) std::reverse(values.begin(), values.end());
+  }
+  const Sequences s = random_sequences(shape, kLengths, 12);
+  for (const cpu::Kernels* kernels : kernels_under_test()) {
+    const cpu::Encoder twin(make_encoder(*kernels, shape, weights),
+                            [&](const std::string& name) { return other.at(name).data(); });
+    CHECK(run(twin, shape, s, 2) == run(make_encoder(*kernels, shape, other), shape, s, 2),
+          name_of(*kernels));
   }
 }
 

@@ -26,7 +26,7 @@ __all__ = [
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "fp8")
 BACKENDS = ("auto", "cuda", "cpu", "reference")
 
-_AVAILABLE_PRECISIONS = ("fp32", "bf16", "fp16")
+_AVAILABLE_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 _REFERENCE = ReferenceBackend()
 _CPU = CpuBackend()
 _CUDA = CudaBackend()

@@ -42,7 +42,7 @@ class Program(Protocol):
 
     @property
     def precision(self) -> str:
-        """ "fp32", "bf16" or "fp16"."""
+        """ "fp32", "bf16", "fp16" or "int8"."""
 
     @property
     def instruction_set(self) -> str:
@@ -51,6 +51,10 @@ class Program(Protocol):
     @property
     def note(self) -> str:
         """How it is doing now, for people; "" where that never changes."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights it reads, those included that it reads in place."""
 
     def run(self, batch: PackedBatch) -> Tensor:
         """Last hidden states [T, D] of a batch, which is validated before any kernel runs."""

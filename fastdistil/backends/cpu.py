@@ -1,11 +1,12 @@
 """The CPU engine: hands whole forwards to the C++ extension (csrc/cpu).
 
 Instruction sets are chosen at run time. ``FASTDISTIL_CPU_ISA`` = amx, avx512, avx2 or portable caps
-the choice; ``FASTDISTIL_NUM_THREADS`` overrides torch.get_num_threads().
+the choice; how many threads: `threads.num_threads`.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from ..config import EncoderConfig
 from ..packing import PackedBatch, validate
 from ..pooling import check_pooling
 from .base import DEFAULT_OPTIONS, EngineOptions, Program
+from .threads import num_threads
 
 _C: Any = None
 _IMPORT_ERROR: ImportError | None = None
@@ -51,32 +53,17 @@ def instruction_sets() -> dict[str, Any]:
         cap: FASTDISTIL_CPU_ISA or None. Empty lists without the extension.
     """
     if _C is None:
-        return {"kernels": [], "unusable": [], "features": [], "cap": _isa_cap()}
+        return {"kernels": [], "unusable": [], "features": [], "cap": instruction_set_cap()}
     found = _C.cpu.detect()
-    cap = _isa_cap()
+    cap = instruction_set_cap()
     if cap is not None:
         allowed = INSTRUCTION_SETS[INSTRUCTION_SETS.index(cap) :]
         found["kernels"] = [entry for entry in found["kernels"] if entry["isa"] in allowed]
     return {**found, "cap": cap}
 
 
-def num_threads() -> int:
-    """Threads a forward uses: FASTDISTIL_NUM_THREADS, else torch.get_num_threads().
-
-    Raises:
-        ValueError: the variable is set to something other than a whole number from 1 up.
-    """
-    value = os.environ.get("FASTDISTIL_NUM_THREADS")
-    if value is None:
-        return torch.get_num_threads()
-    if not value.isdecimal() or int(value) < 1:
-        raise ValueError(
-            f"FASTDISTIL_NUM_THREADS: got {value!r}; a whole number from 1 up is allowed"
-        )
-    return int(value)
-
-
-def _isa_cap() -> str | None:
+def instruction_set_cap() -> str | None:
+    """FASTDISTIL_CPU_ISA, checked; None where it is not set."""
     value = os.environ.get("FASTDISTIL_CPU_ISA")
     if value is not None and value not in INSTRUCTION_SETS:
         raise ValueError(
@@ -91,6 +78,15 @@ def _best_kernels(precision: str) -> dict[str, str] | None:
     return next((entry for entry in entries if entry["precision"] == precision), None)
 
 
+def _no_kernels(precision: str) -> str:
+    """Why nothing here computes in that precision, and what would."""
+    found = instruction_sets()
+    cap = f", and FASTDISTIL_CPU_ISA={found['cap']} caps those it has" if found["cap"] else ""
+    why = [reason for reason in found["unusable"] if f" {precision}: " in reason]
+    missing = f" ({'; '.join(why)})" if why else ""
+    return f"it has no {precision} kernels for this CPU{missing}{cap}"
+
+
 class CpuProgram:
     """One model's weights packed for one instruction set. Immutable, safe from several threads."""
 
@@ -102,13 +98,8 @@ class CpuProgram:
     ) -> None:
         # The engine reads weights as contiguous fp32 and packs them, except the embedding tables:
         # those it reads in place, so they are kept.
-        weights = {
-            name: tensor.detach().to("cpu", torch.float32).contiguous()
-            for name, tensor in state_dict.items()
-        }
-        self._tables = [
-            tensor for name, tensor in weights.items() if name.split(".")[1] in _EMBEDDINGS
-        ]
+        weights = _floats(state_dict)
+        self._tables = _tables(weights)
         self._config = config
         self._encoder = _C.cpu.Encoder(
             isa=isa,
@@ -127,14 +118,39 @@ class CpuProgram:
             },
             activation=config.activation,
             eps=config.layer_norm_eps,
-            weights={name: tensor.data_ptr() for name, tensor in weights.items()},
+            weights=_addresses(weights),
         )
         self.precision = precision
 
+    def twin(self, state_dict: Mapping[str, Tensor]) -> CpuProgram:
+        """A program for an equal copy of the weights.
+
+        It shares what is packed. The embedding tables it reads are the copy's own, so that nobody
+        sees a change that somebody else makes to theirs.
+        """
+        twin = copy.copy(self)
+        twin._tables = _tables(
+            _floats({name: t for name, t in state_dict.items() if _is_table(name)})
+        )
+        twin._encoder = self._encoder.twin(tables=_addresses(twin._tables))
+        return twin
+
     @property
     def instruction_set(self) -> str:
-        """ "amx", "avx512", "avx2" or "portable": what really runs."""
-        return str(self._encoder.isa)
+        """ "amx", "avx512", "avx2" or "portable", what really runs.
+
+        With int8 also what attention computes in: other bits.
+        """
+        isa = str(self._encoder.isa)
+        attention = f", attention in {self._encoder.attention_precision}"
+        return isa + attention if self.precision == "int8" else isa
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the packed weights and of the embedding tables."""
+        return int(self._encoder.packed_bytes) + sum(
+            table.nbytes for table in self._tables.values()
+        )
 
     def run(self, batch: PackedBatch) -> Tensor:
         """Last hidden states, float32 [T, D]."""
@@ -178,6 +194,26 @@ class CpuProgram:
         return out
 
 
+def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous float32 on the CPU; the very memory where it is that already."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def _is_table(name: str) -> bool:
+    return name.split(".")[1] in _EMBEDDINGS
+
+
+def _tables(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in weights.items() if _is_table(name)}
+
+
+def _addresses(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+
 def _plain(arrays: list[Tensor], tokens: int) -> bool:
     """Contiguous int32 vectors on the CPU, one value per token but for cu_seqlens (the third)."""
     return (
@@ -207,9 +243,7 @@ class CpuBackend:
             return problem
         if config.num_layers == 0:
             return "a model without layers has nothing to run"
-        if _best_kernels(precision) is None:
-            return f"it has no {precision} kernels for this CPU"
-        return None
+        return None if _best_kernels(precision) is not None else _no_kernels(precision)
 
     def auto_precision(
         self, config: EncoderConfig, device: torch.device, dtype: torch.dtype = torch.float32

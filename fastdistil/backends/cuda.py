@@ -93,6 +93,11 @@ class CudaProgram:
             why = "in the interpreter"
         return f"plain launches ({why})"
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the folded weights; buffers and graphs are not counted."""
+        return sum(tensor.nbytes for tensor in self._weights.tensors())
+
     def run(self, batch: PackedBatch) -> Tensor:
         """Last hidden states [T, D] in the precision's dtype."""
         with torch.no_grad():

@@ -133,6 +133,11 @@ class ReferenceProgram:
         """Whatever torch picks."""
         return f"PyTorch on {self.device.type}"
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the converted weights."""
+        return sum(tensor.nbytes for tensor in self.weights.values())
+
     def run(self, batch: PackedBatch) -> Tensor:
         """Last hidden states [T, D] in the precision's dtype."""
         if batch.device != self.device:

@@ -1,0 +1,141 @@
+"""Engines on one workload: each proves its answers first, then they take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import workloads
+from benchmarks.accuracy import least_cosine
+from benchmarks.harness import alternate, fastest, say
+from benchmarks.peers import PEERS, Engine, Floats, Variant, torch_variant
+from benchmarks.workloads import Workload
+
+# The least cosine of any real token with eager fp32: far looser than what the engines keep, far
+# tighter than what any mistake (mask, positions, a forgotten bias) leaves.
+LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.999, "int8": 0.98}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An engine in the way that suits a workload best.
+
+    Attributes:
+        cosine: the least of any of its rows with the original's.
+    """
+
+    engine: Engine
+    variant: Variant
+    cosine: float
+
+
+def prepare(
+    model: Any, names: Sequence[str], missing: list[str], failed: list[str]
+) -> dict[str, Engine]:
+    """Peers by their names in PEERS; a line for each that is not installed, or does not work."""
+    engines = {}
+    for name in names:
+        say(f"preparing {name}")
+        try:
+            engines[name] = PEERS[name](model)
+        except ImportError as error:
+            missing.append(f'{name}: {error}; `python -m pip install -e ".[bench]"` brings it')
+        except RuntimeError as error:
+            failed.append(f"{name}: {_first_line(error)}")
+            say(failed[-1])
+    return engines
+
+
+def original(model: Any, workload: Workload) -> Floats:
+    """The fp32 answer of the original model: [T, D]."""
+    variant = torch_variant(model, "the original")
+    return variant.rows(workload, variant.run(workload))
+
+
+def choose(
+    engines: Sequence[Engine],
+    workload: Workload,
+    expected: Floats,
+    failed: list[str],
+    *,
+    quick: bool,
+) -> Iterator[Contender]:
+    """Each engine's fastest variant for this workload, once all of its variants proved right.
+
+    Args:
+        expected: fp32 [rows, D], in the order of `Variant.rows`.
+        failed: gets a line for each engine whose answers are wrong, or that gives none.
+        quick: one turn for each variant, not two.
+    """
+    for engine in engines:
+        try:
+            cosines = {v.configuration: _cosine(v, workload, expected) for v in engine.variants}
+        except RuntimeError as error:
+            failed.append(f"{engine.name}, {workload.name}: {_first_line(error)}")
+            say(failed[-1])
+            continue
+        worst = min(cosines.values())
+        if not worst >= LEAST_COSINE[engine.precision]:
+            failed.append(f"{engine.name}, {workload.name}: wrong answers (cosine {worst:.4f})")
+            say(failed[-1])
+            continue
+        few = workload.head(2 * workloads.PEER_BATCH)
+        by_name = {variant.configuration: variant for variant in engine.variants}
+        turns = {name: _bind(variant, few) for name, variant in by_name.items()}
+        best = by_name[fastest(turns, rounds=1 if quick else 2)]
+        cosine = cosines[best.configuration]
+        say(f"{workload.name}: {engine.name}: {best.configuration} (cosine {cosine:.5f})")
+        yield Contender(engine, best, cosine)
+
+
+def race(
+    workload: Workload, contenders: Sequence[Contender], rounds: int, *, warm_up: bool = False
+) -> dict[str, Any]:
+    """Time them, `rounds` turns each: the workload's entry in the results."""
+    say(f"{workload.name}: {rounds} turns each")
+    turns = {c.engine.name: _bind(c.variant, workload) for c in contenders}
+    timings = alternate(turns, rounds, warm_up=warm_up)
+    return {
+        "name": workload.name,
+        "sequences": len(workload.sequences),
+        "tokens": workload.tokens,
+        "padded_tokens": sum(batch.input_ids.size for batch in workload.batches),
+        "repeats": workload.repeats,
+        "engines": [
+            {
+                "name": c.engine.name,
+                "precision": c.engine.precision,
+                "configuration": c.variant.configuration,
+                "least_cosine": c.cosine,
+                "seconds": timings[c.engine.name].seconds,
+            }
+            for c in contenders
+        ],
+    }
+
+
+def tokens_per_second(workload: Mapping[str, Any], seconds: float) -> float:
+    """Of a turn that took so long, for a workload in the results."""
+    return float(workload["tokens"] * workload["repeats"] / seconds)
+
+
+def _cosine(variant: Variant, workload: Workload, expected: Floats) -> float:
+    got = variant.rows(workload, variant.run(workload))
+    return least_cosine(got.astype(float), expected.astype(float))
+
+
+def _bind(variant: Variant, workload: Workload) -> Callable[[], None]:
+    def turn() -> None:
+        for _ in range(workload.repeats):
+            variant.run(workload)
+
+    return turn
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, as one line of a report."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # OpenVINO's messages begin with where in its sources it happened.
+    told = [line for line in lines if not line.startswith("Exception from ")]
+    return (told or lines or [type(error).__name__])[0]
