@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 import fastdistil
+from benchmarks.accuracy import refused
 from benchmarks.corpora import minilm_folder, movie_reviews
 from benchmarks.harness import add_json_option, describe, environment, markdown_table, save
-from fastdistil.backends import PRECISIONS, select
+from fastdistil.backends import PRECISIONS
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -211,16 +211,6 @@ def report(results: dict[str, Any]) -> str:
         )
     parts += [f"not measured: {line}" for line in results["skipped"]]
     return "\n\n".join(parts)
-
-
-def refused(folder: Path, precision: str) -> str | None:
-    """Why nothing on this machine's CPU runs the model so; None if something does."""
-    config = fastdistil.EncoderConfig.from_folder(folder)
-    try:
-        select(config, torch.device("cpu"), precision)
-    except ValueError as refusal:
-        return str(refusal)
-    return None
 
 
 def encode(folder: Path, precision: str, texts: Sequence[str]) -> tuple[Doubles, dict[str, str]]:

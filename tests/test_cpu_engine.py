@@ -307,6 +307,10 @@ def test_auto_is_bf16_where_the_cpu_multiplies_bf16(monkeypatch: pytest.MonkeyPa
     assert backend.auto_precision(config, cpu) == "fp32"
     assert "no bf16 kernels" in str(backend.supports(config, cpu, "bf16"))
     assert backend.supports(config, cpu, "fp32") is None
+    monkeypatch.setenv("FASTDISTIL_CPU_ISA", "portable")
+    refusal = str(backend.supports(config, cpu, "int8"))
+    assert refusal.startswith("it has no int8 kernels for this CPU")
+    assert refusal.endswith(", and FASTDISTIL_CPU_ISA=portable caps those it has")
 
 
 def test_wrong_environment_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def test_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"make ([a-z-]+)", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for module in set(re.findall(r"python -m (benchmarks\.[a-z]+)", README)):
+    for module in set(re.findall(r"python -m (benchmarks\.[a-z_]+)", README)):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
