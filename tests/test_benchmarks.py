@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -404,8 +405,13 @@ def test_unknown_peers_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_accuracy_command(minilm_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert accuracy.main(["--sentences", "40"]) == 0
-    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "kept" in line]
-    assert [row[1].strip() for row in rows] == ["fp32", "bf16"]
+    out = capsys.readouterr().out
+    rows = [line.split("|") for line in out.splitlines() if "kept" in line]
+    measured = [row[1].strip() for row in rows]
+    # A narrow type that this CPU does not multiply may be left out, with the reason.
+    assert measured[0] == "fp32"
+    left_out = re.findall(r"not measured: (\w+): ", out)
+    assert {*measured, *left_out} == {"fp32", "bf16", "int8"}
 
 
 @pytest.mark.parametrize(
