@@ -81,6 +81,7 @@ TEST(a_bad_embedding_spoils_its_sequence_and_no_other) {
   }
 }
 
+#if !defined(__SANITIZE_THREAD__)  // races do not depend on values, and it takes its time
 enum class Kind { kFinite, kInfinite, kNaN };
 
 Kind kind_of(double x) {
@@ -103,10 +104,12 @@ Differences differences(const std::vector<float>& got, const std::vector<double>
   return found;
 }
 
-#if !defined(__SANITIZE_THREAD__)  // races do not depend on values, and it takes its time
 TEST(a_bad_weight_reaches_what_it_reaches_in_the_oracle) {
-  for (const Activation activation : {Activation::kGelu, Activation::kRelu}) {
-    const Shape shape = make_shape(40, 5, 33, 2, 2, activation);
+  const Shape shapes[] = {
+      make_shape(40, 5, 33, 2, 2, Activation::kGelu),
+      make_shape(24, 3, 33, 1, 2, Activation::kRelu),
+  };
+  for (const Shape& shape : shapes) {
     Sequences s = random_sequences(shape, {5, 0, 17, 1, 12}, 2);
     s.input_ids[9] = 1;
     Weights weights = random_weights(shape, 1);
@@ -124,9 +127,10 @@ TEST(a_bad_weight_reaches_what_it_reaches_in_the_oracle) {
           const Differences found = differences(got, want);
           const std::string what = name_of(*kernels) + ", " + name + " " + std::to_string(bad);
           CHECK(found.hidden == 0, what + ": " + std::to_string(found.hidden) + " hidden");
-          // An infinity times what a relu made zero is left out in torch; int8 has no infinities.
+          // Relu makes zero of -infinity, for the tokens that have it; with int8, the column of an
+          // infinite weight is NaN for all.
           const bool int8 = kernels->precision == std::string("int8");
-          if (int8 && std::isinf(bad) && activation == Activation::kRelu) continue;
+          if (int8 && std::isinf(bad) && shape.activation == Activation::kRelu) continue;
           CHECK(found.spoilt == 0, what + ": " + std::to_string(found.spoilt) + " spoilt");
         }
       }
@@ -134,7 +138,6 @@ TEST(a_bad_weight_reaches_what_it_reaches_in_the_oracle) {
     }
   }
 }
-
 #endif
 
 // The maximum of a column with a NaN is NaN, wherever in the sequence it is.
