@@ -105,12 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def refused(folder: Path, precision: str) -> str | None:
-    """Why nothing on this machine's CPU runs the model so; None if something does."""
-    config = fastdistil.EncoderConfig.from_folder(folder)
+    """Why nothing on this machine's CPU runs a checkpoint so; None if something does."""
+    return refusal(fastdistil.EncoderConfig.from_folder(folder), precision, "auto")
+
+
+def refusal(config: fastdistil.EncoderConfig, precision: str, backend: str) -> str | None:
+    """The same of a model of these sizes, by that backend."""
     try:
-        select(config, torch.device("cpu"), precision)
-    except ValueError as refusal:
-        return str(refusal)
+        select(config, torch.device("cpu"), precision, backend)
+    except ValueError as why:
+        return str(why)
     return None
 
 

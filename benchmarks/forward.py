@@ -26,6 +26,8 @@ from benchmarks import goals, ours, workloads
 from benchmarks.corpora import ROOT
 from benchmarks.harness import (
     add_json_option,
+    add_quick_option,
+    command_parser,
     describe,
     environment,
     markdown_table,
@@ -321,12 +323,8 @@ def _settings(results: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.forward",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="few sentences, few turns")
+    parser = command_parser("benchmarks.forward", __doc__)
+    add_quick_option(parser)
     parser.add_argument(
         "--grid",
         action="store_true",

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,31 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m <module>`, with the module's docstring as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_quick_option(parser: argparse.ArgumentParser) -> None:
+    """`--quick`, for a look that is not for publishing."""
+    parser.add_argument("--quick", action="store_true", help="few sentences, few turns")
+
+
+def known_names(text: str, known: Iterable[str]) -> list[str]:
+    """An option's ``NAME,NAME`` as a list, each once; argparse's error if one is unknown."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"unknown: {', '.join(unknown)}; known: {', '.join(known)}"
+        )
+    return names
 
 
 def add_json_option(parser: argparse.ArgumentParser, name: str) -> None:

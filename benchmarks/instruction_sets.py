@@ -27,6 +27,8 @@ from benchmarks import ours, peer_limits, workloads
 from benchmarks.corpora import ROOT
 from benchmarks.harness import (
     add_json_option,
+    add_quick_option,
+    command_parser,
     describe,
     environment,
     markdown_table,
@@ -220,12 +222,8 @@ def _in_a_process(isa: str, peers: Sequence[str], limited: bool, quick: bool) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.instruction_sets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="few sentences, few turns")
+    parser = command_parser("benchmarks.instruction_sets", __doc__)
+    add_quick_option(parser)
     parser.add_argument(
         "--isas",
         type=_isas,

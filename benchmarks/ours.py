@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import fastdistil
+from benchmarks.accuracy import refusal
 from benchmarks.peers import Engine, Floats, Variant, torch_variant
 from benchmarks.workloads import Workload
-from fastdistil.backends import select
 from fastdistil.drop_in import Explanation
 from fastdistil.packing import pack_ids
 
@@ -23,16 +23,10 @@ PRECISIONS = ("int8", "bf16", "fp32")
 def precisions(hf_model: Any, missing: list[str]) -> list[str]:
     """Those the CPU engine has kernels for here; a line for each other."""
     config = fastdistil.EncoderConfig.from_hf(hf_model.config)
-    found = []
-    for precision in PRECISIONS:
-        try:
-            # Not "auto": plain PyTorch would stand in for kernels that are not there.
-            select(config, torch.device("cpu"), precision, backend="cpu")
-        except ValueError as refusal:
-            missing.append(f"fastdistil {precision}: {refusal}")
-        else:
-            found.append(precision)
-    return found
+    # Not "auto": plain PyTorch would stand in for kernels that are not there.
+    reasons = {precision: refusal(config, precision, "cpu") for precision in PRECISIONS}
+    missing += [f"fastdistil {name}: {why}" for name, why in reasons.items() if why is not None]
+    return [name for name, why in reasons.items() if why is None]
 
 
 def packed(hf_model: Any, precision: str) -> Engine:

@@ -26,7 +26,17 @@ from typing import Any
 import torch
 
 from benchmarks import harness, ours, workloads
-from benchmarks.harness import add_json_option, describe, environment, markdown_table, save, say
+from benchmarks.harness import (
+    add_json_option,
+    add_quick_option,
+    command_parser,
+    describe,
+    environment,
+    known_names,
+    markdown_table,
+    save,
+    say,
+)
 from benchmarks.workloads import Workload
 from fastdistil import DistilBertModel, EncoderConfig
 from fastdistil.backends.cpu import CpuProgram, extension_error, instruction_sets
@@ -300,12 +310,8 @@ def _reading(forward: Mapping[str, Any], bandwidth: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.parts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="few sentences, few turns")
+    parser = command_parser("benchmarks.parts", __doc__)
+    add_quick_option(parser)
     parser.add_argument(
         "--precisions",
         type=_precisions,
@@ -318,13 +324,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _precisions(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = sorted(set(names) - set(ours.PRECISIONS))
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"unknown: {', '.join(unknown)}; known: {', '.join(ours.PRECISIONS)}"
-        )
-    return names
+    return known_names(text, ours.PRECISIONS)
 
 
 if __name__ == "__main__":

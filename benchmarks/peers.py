@@ -8,7 +8,6 @@ fastest. Every variant is checked against eager fp32 before it is timed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import io
@@ -25,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.corpora import CACHE
-from benchmarks.harness import cpu
+from benchmarks.harness import cpu, known_names
 from benchmarks.workloads import SEED, Padded, Workload
 
 Floats = npt.NDArray[np.float32]
@@ -122,13 +121,7 @@ PEERS: dict[str, Callable[[Any], Engine]] = {
 
 def peer_names(text: str) -> list[str]:
     """What stands behind `--peers`."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = sorted(set(names) - set(PEERS))
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"unknown: {', '.join(unknown)}; known: {', '.join(PEERS)}"
-        )
-    return names
+    return known_names(text, PEERS)
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -32,7 +32,15 @@ import numpy.typing as npt
 import fastdistil
 from benchmarks.accuracy import refused
 from benchmarks.corpora import minilm_folder, movie_reviews
-from benchmarks.harness import add_json_option, describe, environment, markdown_table, save
+from benchmarks.harness import (
+    add_json_option,
+    command_parser,
+    describe,
+    environment,
+    known_names,
+    markdown_table,
+    save,
+)
 from fastdistil.backends import PRECISIONS
 
 Doubles = npt.NDArray[np.float64]
@@ -362,11 +370,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.probe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.probe", __doc__)
     parser.add_argument(
         "--sentences", type=_count, metavar="N", help="how many (default: all 10,605)"
     )
@@ -388,14 +392,7 @@ def _count(text: str) -> int:
 
 
 def _precisions(text: str) -> list[str]:
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    known = [name for name in PRECISIONS if name != "auto"]
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"unknown: {', '.join(unknown)}; known: {', '.join(known)}"
-        )
-    return names
+    return known_names(text, [name for name in PRECISIONS if name != "auto"])
 
 
 if __name__ == "__main__":

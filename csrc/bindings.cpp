@@ -51,6 +51,13 @@ py::dict detect() {
   return result;
 }
 
+const Kernels& kernels_for(const std::string& isa, const std::string& precision) {
+  const Kernels* kernels = find_kernels(isa, precision);
+  if (kernels != nullptr) return *kernels;
+  throw std::invalid_argument("no " + precision + " kernels for instruction set '" + isa +
+                              "' here");
+}
+
 using Addresses = std::map<std::string, std::uintptr_t>;
 
 WeightSource source(const Addresses& weights) {
@@ -64,10 +71,7 @@ WeightSource source(const Addresses& weights) {
 std::unique_ptr<Encoder> make_encoder(const std::string& isa, const std::string& precision,
                                       const py::dict& sizes, const std::string& activation,
                                       float eps, const Addresses& weights) {
-  const Kernels* kernels = find_kernels(isa, precision);
-  if (kernels == nullptr)
-    throw std::invalid_argument("no " + precision + " kernels for instruction set '" + isa +
-                                "' here");
+  const Kernels& kernels = kernels_for(isa, precision);
   const auto size = [&](const char* name) { return sizes[name].cast<int>(); };
   Shape shape;
   shape.hidden = size("hidden_size");
@@ -84,7 +88,7 @@ std::unique_ptr<Encoder> make_encoder(const std::string& isa, const std::string&
                                          {"relu", Activation::kRelu},
                                          {"silu", Activation::kSilu}});
   const py::gil_scoped_release released;
-  return std::make_unique<Encoder>(*kernels, shape, source(weights));
+  return std::make_unique<Encoder>(kernels, shape, source(weights));
 }
 
 std::unique_ptr<Encoder> make_twin(const Encoder& encoder, const Addresses& tables) {
@@ -117,20 +121,15 @@ py::object run(const Encoder& encoder, std::uintptr_t input_ids, std::uintptr_t 
   }
   if (!parts) return py::none();
   py::dict result;
-  const char* names[] = {"embed",   "qkv",        "attention", "attention_out", "ffn_in",
-                         "ffn_out", "layer_norm", "quantise",  "pool"};
-  for (std::size_t i = 0; i < seconds.size(); ++i) result[names[i]] = seconds[i];
+  for (std::size_t i = 0; i < seconds.size(); ++i) result[kPartNames[i]] = seconds[i];
   return result;
 }
 
 // Multiply-adds a second that `threads` threads reach with nothing but those kernels' product.
 double peak(const std::string& isa, const std::string& precision, int threads, double seconds) {
-  const Kernels* kernels = find_kernels(isa, precision);
-  if (kernels == nullptr)
-    throw std::invalid_argument("no " + precision + " kernels for instruction set '" + isa +
-                                "' here");
+  const Kernels& kernels = kernels_for(isa, precision);
   const py::gil_scoped_release released;
-  return measure_peak(*kernels, threads, seconds);
+  return measure_peak(kernels, threads, seconds);
 }
 
 }  // namespace

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
 
-from benchmarks import corpora
+from benchmarks import corpora, workloads
 
 # No deadlines: a busy machine is not a wrong answer.
 hypothesis.settings.register_profile("fastdistil", deadline=None, print_blob=True)
@@ -47,3 +47,13 @@ def real_sentences() -> list[str]:
 def movie_reviews() -> tuple[list[str], list[float]]:
     """Sentences of film reviews, and people's scores of them, from -4 to 4."""
     return _or_skip(corpora.movie_reviews)
+
+
+@pytest.fixture
+def tiny_benchmark_model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny DistilBERT in the place of the one that the benchmark commands measure."""
+    pytest.importorskip("transformers", reason="random_distilbert is transformers' model")
+    pytest.importorskip("fastdistil._C", reason="kernels are in the C++ extension")
+    tiny = workloads.random_distilbert(n_layers=2, dim=48, n_heads=3, hidden_dim=96)
+    monkeypatch.setattr(workloads, "random_distilbert", lambda: tiny)
+    return tiny

@@ -306,15 +306,12 @@ def test_precisions_without_kernels_are_left_out(monkeypatch: pytest.MonkeyPatch
 
 def test_forward_command_from_measurement_to_table(
     minilm_folder: Path,
+    tiny_benchmark_model: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("transformers", reason="random_distilbert is transformers' model")
-    pytest.importorskip("fastdistil._C", reason="kernels are in the C++ extension")
-    tiny = workloads.random_distilbert(**TINY)
-    monkeypatch.setattr(workloads, "random_distilbert", lambda: tiny)
-    own = [f"fastdistil {precision}" for precision in ours.precisions(tiny, [])]
+    own = [f"fastdistil {precision}" for precision in ours.precisions(tiny_benchmark_model, [])]
     file = tmp_path / "results" / "forward.json"
     assert forward.main(["--quick", "--peers", "eager-fp32", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
@@ -347,14 +344,11 @@ def test_forward_command_from_measurement_to_table(
 
 def test_grid_command(
     minilm_folder: Path,
+    tiny_benchmark_model: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("transformers", reason="random_distilbert is transformers' model")
-    pytest.importorskip("fastdistil._C", reason="kernels are in the C++ extension")
-    tiny = workloads.random_distilbert(**TINY)
-    monkeypatch.setattr(workloads, "random_distilbert", lambda: tiny)
     monkeypatch.setattr(forward, "GRID", ((1, 16), (1, 40), (3, 40), (16, 128)))
     file = tmp_path / "forward.json"
     arguments = ["--quick", "--grid", "--peers", "eager-fp32", "--json", str(file)]

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import harness, instruction_sets, peer_limits, peers, workloads
+from benchmarks import harness, instruction_sets, peer_limits, peers
 from fastdistil.backends import cpu
 
 pytest.importorskip("transformers", reason="random_distilbert is transformers' model")
 pytest.importorskip("fastdistil._C", reason="kernels are in the C++ extension")
 
-TINY = {"n_layers": 2, "dim": 48, "n_heads": 3, "hidden_dim": 96}
 
 TORCH_SAYS = """\
 MKL_VERBOSE oneMKL 2024.0 Update 2 Product build 20240605 for Intel(R) 64 architecture Intel(R) \
@@ -170,13 +169,7 @@ def test_words(times: float, word: str) -> None:
     assert instruction_sets.verdict(times) == word
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = workloads.random_distilbert(**TINY)
-    monkeypatch.setattr(workloads, "random_distilbert", lambda: model)
-
-
-@pytest.mark.usefixtures("tiny", "minilm_folder")
+@pytest.mark.usefixtures("tiny_benchmark_model", "minilm_folder")
 def test_one_instruction_set_is_measured_on_its_own_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -220,7 +213,7 @@ def test_command_holds_peers_where_the_machine_has_more(
     assert instruction_sets.report(saved) in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("tiny", "minilm_folder")
+@pytest.mark.usefixtures("tiny_benchmark_model", "minilm_folder")
 def test_child_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTDISTIL_CPU_ISA", "portable")
     file = tmp_path / "child.json"

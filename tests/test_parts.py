@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import harness, ours, parts, workloads
+from benchmarks import harness, ours, parts
 from benchmarks.workloads import Workload
 from fastdistil import EncoderConfig
-
-TINY = {"n_layers": 2, "dim": 48, "n_heads": 3, "hidden_dim": 96}
 
 
 @pytest.fixture(autouse=True)
@@ -77,20 +75,17 @@ def test_weights_are_held_against_the_memory_for_one_sentence() -> None:
 
 def test_command_from_measurement_to_table(
     minilm_folder: Path,
+    tiny_benchmark_model: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("transformers", reason="random_distilbert is transformers' model")
-    pytest.importorskip("fastdistil._C", reason="kernels are in the C++ extension")
-    tiny = workloads.random_distilbert(**TINY)
-    monkeypatch.setattr(workloads, "random_distilbert", lambda: tiny)
     monkeypatch.setattr(parts, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(parts, "PEAK_SECONDS", 0.01)
     file = tmp_path / "parts.json"
     assert parts.main(["--quick", "--json", str(file)]) == 0
     saved = json.loads(file.read_text())
-    precisions = ours.precisions(tiny, [])
+    precisions = ours.precisions(tiny_benchmark_model, [])
     assert [(f["workload"], f["precision"]) for f in saved["forwards"]] == [
         (workload, precision)
         for workload in ("mixed", "16 x 128", "1 x 16")
@@ -109,12 +104,8 @@ def test_command_from_measurement_to_table(
 
 
 def test_precisions_without_kernels_are_named(
-    minilm_folder: Path, monkeypatch: pytest.MonkeyPatch
+    minilm_folder: Path, tiny_benchmark_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("transformers", reason="random_distilbert is transformers' model")
-    pytest.importorskip("fastdistil._C", reason="kernels are in the C++ extension")
-    tiny = workloads.random_distilbert(**TINY)
-    monkeypatch.setattr(workloads, "random_distilbert", lambda: tiny)
     monkeypatch.setattr(parts, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(parts, "PEAK_SECONDS", 0.01)
     monkeypatch.setenv("FASTDISTIL_CPU_ISA", "portable")

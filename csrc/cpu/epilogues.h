@@ -3,6 +3,8 @@
 // whole panels.
 #pragma once
 
+#include <type_traits>
+
 #include "activation.h"
 #include "model.h"
 #include "quantise.h"
@@ -36,6 +38,10 @@ struct IntegerSums {
     return V::fma(V::load_integers(sums), scale, shift);
   }
 };
+
+// Of a product whose left operand is in elements of `Elem`.
+template <class V, class Elem>
+using SumsOf = std::conditional_t<sizeof(Elem) == 1, IntegerSums<V>, FinishedSums<V>>;
 
 struct Identity {
   template <class V>

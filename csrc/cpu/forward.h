@@ -195,7 +195,7 @@ class Forward {
 
   // The intermediate layer in pieces of kFfnPiece columns, each added to the sums before the next,
   // so that it need not leave the cache. A workspace may hold several pieces at once (small chunks
-  // do): fewer barriers, and still the same order of additions.
+  // do): fewer steps, and still the same order of additions.
   void feed_forward_block(const Layer& layer) {
     const int columns = shape_.intermediate_padded();
     for (int begin = 0; begin < columns; begin += ws_.intermediate_columns) {

@@ -15,6 +15,7 @@ template <class A>
 struct TileIsa {
   using Vec = Avx512;
   using Elem = A;
+  using Sums = SumsOf<Avx512, A>;
   static constexpr int kPanelColumns = 32;
   static constexpr int kBlockRows = 2 * kTileRows;
   static constexpr int kPassRows = kBlockRows;
@@ -49,7 +50,6 @@ struct TileIsa {
 };
 
 struct AmxBf16 : TileIsa<BFloat16> {
-  using Sums = FinishedSums<Avx512>;
   using AttentionIsa = AmxBf16;
 
   static void pack_keys(const char* rows, std::size_t stride, int valid, char* out) {
@@ -61,7 +61,6 @@ struct AmxBf16 : TileIsa<BFloat16> {
 };
 
 struct AmxInt8 : TileIsa<std::uint8_t> {
-  using Sums = IntegerSums<Avx512>;
   using AttentionIsa = AmxBf16;
 };
 

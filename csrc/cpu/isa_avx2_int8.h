@@ -14,7 +14,6 @@ struct DotInt8 {
 };
 
 struct Avx2Int8 : VectorIsa<Avx2, DotInt8, 6, std::uint8_t> {
-  using Sums = IntegerSums<Avx2>;
   using AttentionIsa = Avx2Fp32;
 };
 

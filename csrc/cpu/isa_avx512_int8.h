@@ -20,7 +20,6 @@ struct DotInt8 {
 
 template <class Attention>
 struct Avx512Int8 : VectorIsa<Avx512, DotInt8, 8, std::uint8_t> {
-  using Sums = IntegerSums<Avx512>;
   using AttentionIsa = Attention;
 };
 

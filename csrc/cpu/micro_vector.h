@@ -81,7 +81,7 @@ template <class V, class MultiplyAdd, int kRows, class A>
 struct VectorIsa {
   using Vec = V;
   using Elem = A;
-  using Sums = FinishedSums<V>;
+  using Sums = SumsOf<V, A>;
   static constexpr int kPanelColumns = 2 * V::kLanes;
   static constexpr int kBlockRows = kTileRows;
   static constexpr int kPassRows = kRows;

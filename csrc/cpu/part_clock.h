@@ -3,6 +3,7 @@
 
 #include <array>
 #include <chrono>
+#include <iterator>
 
 namespace fastdistil::cpu {
 
@@ -18,6 +19,12 @@ enum class Part {
   kPool,
   kCount
 };
+
+// In the order of the parts.
+constexpr const char* kPartNames[] = {"embed",         "qkv",      "attention",
+                                      "attention_out", "ffn_in",   "ffn_out",
+                                      "layer_norm",    "quantise", "pool"};
+static_assert(std::size(kPartNames) == static_cast<std::size_t>(Part::kCount));
 
 using PartSeconds = std::array<double, static_cast<std::size_t>(Part::kCount)>;
 

@@ -3,7 +3,6 @@
 #include <pthread.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -48,8 +47,7 @@ struct Job {
 };
 
 struct Worker {
-  std::mutex mutex;
-  std::condition_variable wake;
+  Sleepers waiting;
   std::atomic<Job*> job{nullptr};
   int rank = 0;
 };
@@ -81,12 +79,9 @@ class Pool {
   }
 
   static void give(Worker& worker, Job& job, int rank) {
-    {
-      const std::lock_guard<std::mutex> lock(worker.mutex);
-      worker.rank = rank;
-      worker.job.store(&job, std::memory_order_release);
-    }
-    worker.wake.notify_one();
+    worker.rank = rank;
+    worker.job.store(&job);
+    worker.waiting.wake_all();
   }
 
  private:
@@ -118,21 +113,9 @@ class Pool {
 
   // The next job of a worker, whose giver can no longer take it back.
   static Job* wait(Worker& worker) {
-    const auto take = [&] { return worker.job.exchange(nullptr, std::memory_order_acq_rel); };
-    const auto is_there = [&] { return worker.job.load(std::memory_order_relaxed) != nullptr; };
     for (;;) {
-      // Calls often follow each other within microseconds; longer than that, leave the core alone.
-      for (int spins = 0; spins < 2000; ++spins) {
-        if (is_there()) {
-          if (Job* job = take()) return job;
-        }
-        spin_pause();
-      }
-      {
-        std::unique_lock<std::mutex> lock(worker.mutex);
-        worker.wake.wait(lock, is_there);
-      }
-      if (Job* job = take()) return job;
+      worker.waiting.wait([&] { return worker.job.load() != nullptr; });
+      if (Job* job = worker.job.exchange(nullptr, std::memory_order_acq_rel)) return job;
     }
   }
 
