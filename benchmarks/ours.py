@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 
 import fastdistil
 from benchmarks.accuracy import refusal
+from benchmarks.harness import known_names
 from benchmarks.peers import Engine, Floats, Variant, torch_variant
 from benchmarks.workloads import Workload
 from fastdistil.drop_in import Explanation
@@ -20,11 +23,26 @@ from fastdistil.packing import pack_ids
 PRECISIONS = ("int8", "bf16", "fp32")
 
 
-def precisions(hf_model: Any, missing: list[str]) -> list[str]:
+def add_precisions_option(parser: argparse.ArgumentParser) -> None:
+    """`--precisions NAME,NAME`: a list, of PRECISIONS."""
+    parser.add_argument(
+        "--precisions",
+        type=lambda text: known_names(text, PRECISIONS),
+        default=",".join(PRECISIONS),
+        metavar="NAME,NAME",
+        help="which (default: %(default)s); one without kernels for this CPU is left out",
+    )
+
+
+def precisions(hf_model: Any, missing: list[str], among: Sequence[str] = PRECISIONS) -> list[str]:
     """Those the CPU engine has kernels for here; a line for each other."""
     config = fastdistil.EncoderConfig.from_hf(hf_model.config)
     # Not "auto": plain PyTorch would stand in for kernels that are not there.
-    reasons = {precision: refusal(config, precision, "cpu") for precision in PRECISIONS}
+    reasons = {
+        precision: refusal(config, precision, "cpu")
+        for precision in PRECISIONS
+        if precision in among
+    }
     missing += [f"fastdistil {name}: {why}" for name, why in reasons.items() if why is not None]
     return [name for name, why in reasons.items() if why is None]
 

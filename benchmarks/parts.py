@@ -26,20 +26,20 @@ from typing import Any
 import torch
 
 from benchmarks import harness, ours, workloads
+from benchmarks.cpu_engine import CpuEngine, flops, prepare, seconds_at_peak
 from benchmarks.harness import (
     add_json_option,
     add_quick_option,
     command_parser,
     describe,
     environment,
-    known_names,
     markdown_table,
     save,
     say,
 )
 from benchmarks.workloads import Workload
-from fastdistil import DistilBertModel, EncoderConfig
-from fastdistil.backends.cpu import CpuProgram, extension_error, instruction_sets
+from fastdistil import EncoderConfig
+from fastdistil.backends.cpu import extension_error
 from fastdistil.backends.threads import num_threads
 from fastdistil.packing import PackedBatch, pack_ids
 
@@ -57,53 +57,8 @@ NAMES = {
 }
 ONE = "1 x 16"
 
-# Long enough that the clock is what it is under that load.
-PEAK_SECONDS = 0.3
 # Far more than any cache holds.
 READ_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One precision's kernels and weights."""
-
-    program: CpuProgram
-    isa: str
-    precision: str
-    description: str
-
-    def run(self, batch: PackedBatch, *, parts: bool) -> dict[str, float]:
-        """One forward to [T, D]; if asked for, seconds of each part, summed over the threads."""
-        out = torch.empty(batch.num_tokens, self.program._config.hidden_size)
-        seconds = self.program._encoder.run(
-            input_ids=batch.input_ids.data_ptr(),
-            positions=batch.positions.data_ptr(),
-            segment_ids=0,
-            cu_seqlens=batch.cu_seqlens.data_ptr(),
-            sequences=batch.num_sequences,
-            tokens=batch.num_tokens,
-            out=out.data_ptr(),
-            pooling="none",
-            normalize=False,
-            threads=num_threads(),
-            parts=parts,
-        )
-        return dict(seconds or {})
-
-    def peaks(self, seconds: float) -> dict[str, float]:
-        """FLOP/s of all threads that do nothing but multiply and add for so long.
-
-        Of the products, and of attention, which runs in another precision with int8 products.
-        """
-        from fastdistil._C import cpu
-
-        attention = self.program._encoder.attention_precision
-        # The best of three: one that was measured while a neighbour was busy is no peak.
-        peak = {
-            precision: 2 * max(cpu.peak(self.isa, precision, num_threads(), seconds) for _ in "123")
-            for precision in {self.precision, attention}
-        }
-        return {"products": peak[self.precision], "attention": peak[attention]}
 
 
 @dataclass(frozen=True)
@@ -140,10 +95,11 @@ def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
     model = workloads.random_distilbert()
     config = EncoderConfig.from_hf(model.config)
     missing: list[str] = []
-    found = [name for name in ours.precisions(model, missing) if name in precisions]
-    engines = [prepare(model, config, precision) for precision in found]
+    engines = [
+        prepare(model, precision) for precision in ours.precisions(model, missing, precisions)
+    ]
     say("peaks")
-    peaks = [engine.peaks(PEAK_SECONDS / 10 if quick else PEAK_SECONDS) for engine in engines]
+    peaks = [engine.peaks(quick=quick) for engine in engines]
     forwards = []
     for workload in (
         workloads.mixed_sentences(32 if quick else 256),
@@ -161,20 +117,11 @@ def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
         "threads": num_threads(),
         "read_bytes_per_second": read_bandwidth(READ_BYTES),
         "forwards": forwards,
-        "missing": [line for line in missing if line.split()[1].rstrip(":") in precisions],
+        "missing": missing,
     }
 
 
-def prepare(model: Any, config: EncoderConfig, precision: str) -> Engine:
-    """Pack a transformers model's weights for the best kernels of that precision."""
-    kernels = next(e for e in instruction_sets()["kernels"] if e["precision"] == precision)
-    twin = DistilBertModel(config)
-    twin.load_state_dict(model.state_dict())
-    program = CpuProgram(config, dict(twin.named_parameters()), precision, kernels["isa"])
-    return Engine(program, kernels["isa"], precision, kernels["description"])
-
-
-def take_turns(engines: Sequence[Engine], workload: Workload, rounds: int) -> list[list[Turn]]:
+def take_turns(engines: Sequence[CpuEngine], workload: Workload, rounds: int) -> list[list[Turn]]:
     """`rounds` turns of each engine, after one that does not count."""
     batch = pack_ids(workload.sequences)
     turns: list[list[Turn]] = [[] for _ in engines]
@@ -187,29 +134,15 @@ def take_turns(engines: Sequence[Engine], workload: Workload, rounds: int) -> li
     return turns
 
 
-def _turn(engine: Engine, batch: PackedBatch, repeats: int) -> Turn:
+def _turn(engine: CpuEngine, batch: PackedBatch, repeats: int) -> Turn:
     start = time.perf_counter()
     for _ in range(repeats):
-        engine.run(batch, parts=False)
+        engine.run(batch)
     between = time.perf_counter()
     clocked = [engine.run(batch, parts=True) for _ in range(repeats)]
     end = time.perf_counter()
     parts = {part: sum(each[part] for each in clocked) / repeats for part in clocked[0]}
     return Turn((between - start) / repeats, (end - between) / repeats, parts)
-
-
-def flops(config: EncoderConfig, workload: Workload) -> dict[str, float]:
-    """Floating-point operations of the parts that multiply matrices, all layers together."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    weight = 2.0 * config.num_layers * workload.tokens
-    squares = sum(len(sequence) ** 2 for sequence in workload.sequences)
-    return {
-        "qkv": weight * hidden * 3 * hidden,
-        "attention": 4.0 * config.num_layers * hidden * squares,
-        "attention_out": weight * hidden * hidden,
-        "ffn_in": weight * hidden * inner,
-        "ffn_out": weight * hidden * inner,
-    }
 
 
 def read_bandwidth(size: int) -> float:
@@ -227,7 +160,7 @@ def read_bandwidth(size: int) -> float:
 
 
 def _record(
-    engine: Engine,
+    engine: CpuEngine,
     workload: Workload,
     flop: Mapping[str, float],
     peak: Mapping[str, float],
@@ -270,7 +203,6 @@ def rows(forward: Mapping[str, Any], threads: int) -> Iterator[tuple[str, str, s
     """The table of one forward in the results: its parts, what is in none of them, the whole."""
     everything = forward["clocked_seconds"] * threads
     flop, peak = forward["flop"], forward["peak"]
-    ideal = 0.0  # seconds of one thread at the peak
     for part, seconds in forward["parts"].items():
         if seconds == 0:
             continue
@@ -279,13 +211,13 @@ def rows(forward: Mapping[str, Any], threads: int) -> Iterator[tuple[str, str, s
             yield NAMES[part], share, "-", "-"
             continue
         highest = peak["attention" if part == "attention" else "products"] / threads
-        ideal += flop[part] / highest
         rate = flop[part] / seconds
         yield NAMES[part], share, f"{rate / 1e9:,.0f}", f"{rate / highest:.0%}"
     idle = max(0.0, 1 - sum(forward["parts"].values()) / everything)
     yield "idle: no work left, starting", f"{idle:.1%}", "-", "-"
     whole = statistics.median(forward["seconds"]) * threads
     rate = sum(flop.values()) / whole
+    ideal = seconds_at_peak(flop, peak) * threads
     yield "the whole, no stop-watches", "100%", f"{rate / 1e9:,.0f}", f"{ideal / whole:.0%}"
 
 
@@ -312,19 +244,9 @@ def _reading(forward: Mapping[str, Any], bandwidth: float) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("benchmarks.parts", __doc__)
     add_quick_option(parser)
-    parser.add_argument(
-        "--precisions",
-        type=_precisions,
-        default=",".join(ours.PRECISIONS),
-        metavar="NAME,NAME",
-        help="which (default: %(default)s); one without kernels for this CPU is left out",
-    )
+    ours.add_precisions_option(parser)
     add_json_option(parser, "parts.json")
     return parser
-
-
-def _precisions(text: str) -> list[str]:
-    return known_names(text, ours.PRECISIONS)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
+from operator import contains, getitem, itemgetter
 from typing import Any
 
 import torch
@@ -51,6 +53,9 @@ _SAME_IN_TRAINING = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList)
 _PLAIN_MODULES = (*_SAME_IN_TRAINING, nn.Dropout)
 _ACTIVATION_SOURCES = ("transformers.activations", "torch.nn.modules.activation")
 _WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# For `map`.
+_training = itemgetter("training")
 
 SUPPORTED = "transformers' DistilBertModel and BertModel, alone or inside another model"
 
@@ -122,33 +127,42 @@ def family_of(module: object) -> Family | None:
 class Layout:
     """What `read_layout` found in one encoder, in the form that is cheap to check again.
 
+    What is asked of each of a hundred things is asked by `map` of something written in C, as in
+    `program_cache`.
+
     Attributes:
         config: what the modules amount to.
-        sources: canonical weight name, the `_parameters` table that holds it, its key there.
+        weights: canonical names of the parameters.
+        tables, keys: the `_parameters` table that holds each of them, and its key there.
         table_rows: the `_parameters` of each embedding table and its number of rows.
-        children: the `_modules` of every module that has some, and what it held.
+        children, kept: the `_modules` of every module that has some, and what it held.
         names, modules, types: the modules whose work we take over, and their exact classes.
+        attributes: the `__dict__` of each of these modules.
         hooks: the two tables of forward hooks of each of these modules, one after the other.
     """
 
     config: EncoderConfig
-    sources: tuple[tuple[str, dict[str, Any], str], ...]
+    weights: list[str]
+    tables: list[dict[str, Any]]
+    keys: list[str]
     table_rows: tuple[tuple[dict[str, Any], int], ...]
-    children: tuple[tuple[dict[str, Any], tuple[Any, ...]], ...]
-    names: tuple[str, ...]
-    modules: tuple[nn.Module, ...]
+    children: list[dict[str, Any]]
+    kept: list[list[Any]]
+    names: list[str]
+    modules: list[nn.Module]
     types: list[type]
-    hooks: tuple[dict[int, Any], ...]
+    attributes: list[dict[str, Any]]
+    hooks: list[dict[int, Any]]
 
     def intact(self) -> bool:
         """Whether the encoder still consists of the modules and table sizes that were read."""
-        for table, kept in self.children:
-            if tuple(table.values()) != kept:
-                return False
         for table, rows in self.table_rows:
             if "weight" in table and table["weight"].shape[0] != rows:
                 return False
-        return list(map(type, self.modules)) == self.types
+        return (
+            list(map(list, map(dict.values, self.children))) == self.kept
+            and list(map(type, self.modules)) == self.types
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The live parameters under their canonical names.
@@ -158,9 +172,10 @@ class Layout:
                 is no plain `nn.Parameter` (`torch.func.functional_call`, sharded tensors).
         """
         try:
-            tensors = {name: table[key] for name, table, key in self.sources}
+            tensors = dict(zip(self.weights, map(getitem, self.tables, self.keys), strict=True))
         except KeyError:
-            missing = next(name for name, table, key in self.sources if key not in table)
+            places = zip(self.weights, self.tables, self.keys, strict=True)
+            missing = next(name for name, table, key in places if key not in table)
             raise UnsupportedEncoder(f"{missing} is computed, not stored") from None
         kinds = set(map(type, tensors.values()))
         if kinds != {nn.Parameter}:
@@ -174,12 +189,13 @@ class Layout:
             for index, table in enumerate(self.hooks):
                 if not all(map(_does_nothing, table.values())):
                     return f"a forward hook is registered on {self.names[index // 2]}"
-        for index, module in enumerate(self.modules):
-            attributes = module.__dict__
-            if attributes["training"] and type(module) not in _SAME_IN_TRAINING:
-                return f"{self.names[index]} is in training mode"
-            if "forward" in attributes:
-                return f"the forward of {self.names[index]} was replaced"
+        if any(map(_training, self.attributes)):
+            for index, module in enumerate(self.modules):
+                if module.training and type(module) not in _SAME_IN_TRAINING:
+                    return f"{self.names[index]} is in training mode"
+        if any(map(contains, self.attributes, repeat("forward"))):
+            index = [*map(contains, self.attributes, repeat("forward"))].index(True)
+            return f"the forward of {self.names[index]} was replaced"
         return None
 
 
@@ -218,21 +234,21 @@ def read_layout(encoder: nn.Module) -> Layout:
     config = _config(encoder, family, owners)
     sources = [(f"{n}.{key}", o._parameters, key) for n, o in owners.items() for key in _keys(o)]
     _check_shapes(sources, config)
+    weights, tables, keys = map(list, zip(*sources, strict=True))
+    children = [m._modules for m in (encoder, *inner.values()) if m._modules]
     return Layout(
         config=config,
-        sources=tuple(sources),
+        weights=weights,
+        tables=tables,
+        keys=keys,
         table_rows=tuple((owners[n]._parameters, _rows(owners[n])) for n in family.tables),
-        children=tuple(
-            (module._modules, tuple(module._modules.values()))
-            for module in (encoder, *inner.values())
-            if module._modules
-        ),
-        names=tuple(inner),
-        modules=tuple(inner.values()),
+        children=children,
+        kept=[list(table.values()) for table in children],
+        names=list(inner),
+        modules=list(inner.values()),
         types=[type(module) for module in inner.values()],
-        hooks=tuple(
-            table for m in inner.values() for table in (m._forward_hooks, m._forward_pre_hooks)
-        ),
+        attributes=[module.__dict__ for module in inner.values()],
+        hooks=[table for m in inner.values() for table in (m._forward_hooks, m._forward_pre_hooks)],
     )
 
 

@@ -124,6 +124,7 @@ def measured(isa: str, medians: dict[str, float], **not_limited: str) -> dict[st
         "isa": isa,
         "workloads": [workload("mixed", medians), workload("mixed, sorted", half)],
         "refused": [],
+        "seconds_at_peak": {name.split()[-1]: 0.5 for name in medians},
         "missing": ["openvino-fp32: not here"],
         "said": {"torch": "AVX2"} if not_limited else {},
         "not_limited": not_limited,
@@ -144,21 +145,27 @@ def test_table_and_notes() -> None:
         if line.startswith("| avx")
     ]
     alone = ["-", "-", "-", "nobody to compare with"]
+    given, free = "given order", "MLAS fp32"
     assert rows == [
-        ["avx512", "bf16", "given order", "1,000", "OpenVINO bf16", "500", "2.00x", "ahead"],
-        ["avx512", "bf16", "sorted", "2,000", "OpenVINO bf16", "1,000", "2.00x", "ahead"],
-        ["avx2", "int8", "given order", "1,000", *alone],
-        ["avx2", "int8", "sorted", "2,000", *alone],
-        ["avx2", "fp32", "given order", "250", "MLAS fp32 (not limited)", "250", "1.00x", "level"],
-        ["avx2", "fp32", "given order", "250", "eager PyTorch fp32", "200", "1.25x", "ahead"],
-        ["avx2", "fp32", "sorted", "500", "MLAS fp32 (not limited)", "500", "1.00x", "level"],
-        ["avx2", "fp32", "sorted", "500", "eager PyTorch fp32", "400", "1.25x", "ahead"],
+        ["avx512", "bf16", given, "1,000", "50%", "OpenVINO bf16", "500", "2.00x", "ahead"],
+        ["avx512", "bf16", "sorted", "2,000", "100%", "OpenVINO bf16", "1,000", "2.00x", "ahead"],
+        ["avx2", "int8", given, "1,000", "50%", *alone],
+        ["avx2", "int8", "sorted", "2,000", "100%", *alone],
+        ["avx2", "fp32", given, "250", "12%", f"{free} (not limited)", "250", "1.00x", "level"],
+        ["avx2", "fp32", given, "250", "12%", "eager PyTorch fp32", "200", "1.25x", "ahead"],
+        ["avx2", "fp32", "sorted", "500", "25%", f"{free} (not limited)", "500", "1.00x", "level"],
+        ["avx2", "fp32", "sorted", "500", "25%", "eager PyTorch fp32", "400", "1.25x", "ahead"],
     ]
     assert "Not limited to avx2:\n- MLAS fp32: it is free" in printed
     assert "Not limited to avx512" not in printed
     assert "Held to avx2, they say they use:\n- torch: AVX2" in printed
     assert "avx2: not timed: openvino-fp32: not here" in printed
     assert "Not for publishing" in printed
+
+
+def test_who_is_faster_than_the_instruction_set_can_be_is_marked() -> None:
+    found = measured("avx2", {"fastdistil fp32": 1, "MLAS fp32": 0.4}, **{"MLAS fp32": "free"})
+    assert [row[5] for row in instruction_sets._rows(found)] == ["MLAS fp32 (beyond the peak)"] * 2
 
 
 @pytest.mark.parametrize(
@@ -181,6 +188,8 @@ def test_one_instruction_set_is_measured_on_its_own_kernels(
         names = [engine["name"] for engine in each["engines"]]
         assert names == ["fastdistil fp32", "eager PyTorch fp32"]
         assert each["engines"][0]["configuration"].endswith("portable")
+    assert set(found["seconds_at_peak"]) == {"fp32"}
+    assert found["seconds_at_peak"]["fp32"] > 0
     assert found["refused"] == found["missing"] == []
 
 
@@ -193,7 +202,7 @@ def test_command_holds_peers_where_the_machine_has_more(
     def child(isa: str, peers: Any, limited: bool, quick: bool) -> dict[str, Any]:
         started.append((isa, list(peers), limited, quick))
         found = measured(isa, {"fastdistil fp32": 1, "ONNX Runtime fp32": 2})
-        return {key: found[key] for key in ("isa", "workloads", "refused", "missing")}
+        return {key: value for key, value in found.items() if key not in ("said", "not_limited")}
 
     monkeypatch.setattr(instruction_sets, "_in_a_process", child)
     monkeypatch.setattr(instruction_sets, "available", lambda: ["avx512", "portable"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import harness, ours, parts
+from benchmarks import cpu_engine, harness, ours, parts
 from benchmarks.workloads import Workload
 from fastdistil import EncoderConfig
 
@@ -22,7 +22,7 @@ def test_operations_are_those_of_the_matrices() -> None:
     config = EncoderConfig(
         vocab_size=10, hidden_size=4, num_heads=2, num_layers=3, intermediate_size=8
     )
-    flop = parts.flops(config, Workload("w", ((1, 2, 3), (4, 5))))
+    flop = cpu_engine.flops(config, Workload("w", ((1, 2, 3), (4, 5))))
     tokens, layers = 5, 3
     assert flop == {
         "qkv": 2 * layers * tokens * 4 * 12,
@@ -81,7 +81,7 @@ def test_command_from_measurement_to_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(parts, "READ_BYTES", 1 << 20)
-    monkeypatch.setattr(parts, "PEAK_SECONDS", 0.01)
+    monkeypatch.setattr(cpu_engine, "PEAK_SECONDS", 0.01)
     file = tmp_path / "parts.json"
     assert parts.main(["--quick", "--json", str(file)]) == 0
     saved = json.loads(file.read_text())
@@ -107,7 +107,7 @@ def test_precisions_without_kernels_are_named(
     minilm_folder: Path, tiny_benchmark_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "READ_BYTES", 1 << 20)
-    monkeypatch.setattr(parts, "PEAK_SECONDS", 0.01)
+    monkeypatch.setattr(cpu_engine, "PEAK_SECONDS", 0.01)
     monkeypatch.setenv("FASTDISTIL_CPU_ISA", "portable")
     results = parts.measure(["fp32", "int8"], quick=True)
     assert {forward["precision"] for forward in results["forwards"]} == {"fp32"}
