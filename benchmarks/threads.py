@@ -5,10 +5,12 @@
     python -m benchmarks.threads --precisions bf16,int8
     python -m benchmarks.threads --json              # also writes results/<device>/threads.json
 
-Three questions, each answered by turns inside one run:
+Four questions, each answered by turns inside one run:
 
-- What does a forward gain from a thread on every core, and lose to four on every core? (A user gets
-  one on every core at most: fastdistil.backends.threads.)
+- What does a forward gain from a thread on every core, and lose to four on every core? (Nobody gets
+  more than one on every core, whatever is asked for: fastdistil.backends.threads. This is the
+  engine without that limit, as where a container does not say how little it has.)
+- What do four callers at once lose, each in a thread of its own and with all cores for its forward?
 - What does it lose while somebody else computes: another program, which needs one core; torch in
   another Python thread, with a thread of its own on every core; torch just before, in the same
   thread? Beside it, what eager PyTorch loses. Cores that are shared out equally among all threads
@@ -54,6 +56,7 @@ TURN_SECONDS = 0.25
 # What a neighbour needs until it is at work, and torch's threads until they sleep again.
 COMPANY_SECONDS = 0.3
 IDLE_SECONDS = 2.0
+CALLERS = 4
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,9 @@ def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
         scale(engines, workload, (1, cores, 4 * cores), rounds)
         for workload in scaling_workloads(quick=quick)
     ]
-    company = []
+    callers, company = [], []
     for workload in (workloads.full_rows(16, 128), workloads.one_sentence(16, 1)):
+        callers.append(call_at_once(engines, workload, rounds))
         runs = {engine.name: bind(engine, workload) for engine in engines}
         runs["eager PyTorch fp32"] = bind_eager(model, workload)
         company.append(in_company(runs, workload, cores, rounds))
@@ -111,6 +115,7 @@ def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
         "quick": quick,
         "cores": cores,
         "scaling": scaling,
+        "callers": callers,
         "company": company,
         "idle_cpu_seconds": idle_cpu_seconds(bind(engines[0], workloads.one_sentence(16, 1))),
         "idle_seconds": IDLE_SECONDS,
@@ -150,6 +155,44 @@ def scale(
             for engine in engines
         ],
     }
+
+
+def call_at_once(engines: Sequence[CpuEngine], workload: Workload, rounds: int) -> dict[str, Any]:
+    """Seconds for each forward, by engine and number of callers."""
+    say(f"{workload.name}: {CALLERS} callers")
+    seconds: dict[str, dict[str, list[float]]] = {
+        engine.name: {"1": [], str(CALLERS): []} for engine in engines
+    }
+    for engine in engines:
+        run = bind(engine, workload)
+        repeats = _repeats(run)
+        for _ in range(rounds):
+            for callers, turns in seconds[engine.name].items():
+                time.sleep(harness.SETTLE_SECONDS)
+                turns.append(seconds_with_callers(run, int(callers), repeats))
+    return {
+        "workload": workload.name,
+        "engines": [{"name": name, "seconds": turns} for name, turns in seconds.items()],
+    }
+
+
+def seconds_with_callers(run: Callable[[], object], callers: int, repeats: int) -> float:
+    """Of each forward, when so many threads call `repeats` forwards each."""
+    ready = threading.Barrier(callers + 1)
+
+    def call() -> None:
+        ready.wait()
+        for _ in range(repeats):
+            run()
+
+    threads = [threading.Thread(target=call) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    start = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return (time.perf_counter() - start) / (callers * repeats)
 
 
 def in_company(
@@ -268,11 +311,19 @@ def report(results: Mapping[str, Any]) -> str:
     """Everything that was measured, in Markdown."""
     cores = results["cores"]
     one, all_cores, many = (f"{n} thread{'s' * (n > 1)} (ms)" for n in (1, cores, 4 * cores))
+    callers = (
+        "workload",
+        "engine",
+        "one caller (ms a forward)",
+        f"{CALLERS} callers at once (ms a forward)",
+        "more time",
+    )
     header = ("workload", "engine", one, all_cores, "times as fast", many, "more time")
     company = ("workload", "engine", "alone (ms)", *(f"{c.name} (ms)" for c in COMPANIES))
     idle = 1000 * results["idle_cpu_seconds"]
     parts = [
         markdown_table(header, list(scaling_rows(results))),
+        markdown_table(callers, list(caller_rows(results))),
         markdown_table(company, list(company_rows(results))),
         f"While nothing runs, for {results['idle_seconds']:g} s: {idle:.1f} ms of CPU time.",
         f"{cores} cores. {describe(results['environment'])}",
@@ -300,6 +351,15 @@ def scaling_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
                 f"{1000 * many:,.2f}",
                 f"{many / full - 1:+.0%}",
             )
+
+
+def caller_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """By workload and engine: what a forward takes of the time of one caller, and of several."""
+    for measured in results["callers"]:
+        for engine in measured["engines"]:
+            one, many = (statistics.median(turns) for turns in engine["seconds"].values())
+            times = (f"{1000 * one:,.2f}", f"{1000 * many:,.2f}", f"{many / one - 1:+.0%}")
+            yield (measured["workload"], engine["name"], *times)
 
 
 def company_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

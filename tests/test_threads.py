@@ -32,6 +32,12 @@ def results() -> dict[str, Any]:
         "quick": True,
         "cores": 2,
         "scaling": [{"workload": "mixed", "engines": [{"name": name, "seconds": seconds}]}],
+        "callers": [
+            {
+                "workload": "16 x 128",
+                "engines": [{"name": name, "seconds": {"1": [2.0, 1.0, 3.0], "4": [2.5]}}],
+            }
+        ],
         "company": [
             {
                 "workload": "1 x 16",
@@ -54,9 +60,10 @@ def test_tables() -> None:
     ]
     name = "fastdistil int8"
     assert rows[1] == ["mixed", name, "4,000.00", "2,000.00", "2.00x", "2,200.00", "+10%"]
-    assert rows[3] == ["1 x 16", name, "2,000.00", *["2,500.00 (1.25x)"] * 3]
+    assert rows[3] == ["16 x 128", name, "2,000.00", "2,500.00", "+25%"]
+    assert rows[5] == ["1 x 16", name, "2,000.00", *["2,500.00 (1.25x)"] * 3]
     # Three threads on two cores; four; a program that is over does not count.
-    assert rows[4] == ["1 x 16", "an equal share", "-", "1.50x", "2.00x", "1.00x"]
+    assert rows[6] == ["1 x 16", "an equal share", "-", "1.50x", "2.00x", "1.00x"]
     assert "8 threads (ms)" in printed
     assert "for 2 s: 0.5 ms of CPU time" in printed
     assert "Not for publishing" in printed
@@ -83,6 +90,19 @@ def test_company_is_there_and_then_gone(monkeypatch: pytest.MonkeyPatch) -> None
     with threads.busy_torch():
         assert multiplied.wait(timeout=60)
     assert threading.active_count() == before
+
+
+def test_callers_share_the_work() -> None:
+    calls = []
+    barrier = threading.Barrier(3)  # all of them call at the same time
+
+    def run() -> None:
+        barrier.wait(timeout=60)
+        calls.append(threading.get_ident())
+
+    assert threads.seconds_with_callers(run, callers=3, repeats=5) > 0
+    assert len(calls) == 15
+    assert len(set(calls)) == 3
 
 
 def test_what_comes_before_a_forward_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +139,9 @@ def test_command_from_measurement_to_table(
     for measured in saved["scaling"]:
         assert [engine["name"] for engine in measured["engines"]] == names
         assert all(set(engine["seconds"]) == counts for engine in measured["engines"])
+    for measured in saved["callers"]:
+        assert [engine["name"] for engine in measured["engines"]] == names
+        assert all(set(engine["seconds"]) == {"1", "4"} for engine in measured["engines"])
     for measured in saved["company"]:
         assert [e["name"] for e in measured["engines"]] == [*names, "eager PyTorch fp32"]
         for engine in measured["engines"]:
