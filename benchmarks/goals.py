@@ -13,6 +13,9 @@ HEADER = ("goal", "wanted", "measured", "verdict")
 EVERY_PEER = (
     "eager PyTorch fp32",
     "eager PyTorch bf16",
+    "PyTorch oneDNN fp32",
+    "PyTorch oneDNN int8",
+    "PyTorch FBGEMM int8",
     "torch.compile bf16",
     "OpenVINO fp32",
     "OpenVINO bf16",

@@ -47,11 +47,14 @@ _BEYOND = {
     "portable": r"amx|avx|vector extensions",
 }
 
-# What decides how fast a peer is. (ONNX Runtime's own kernels choose by cpuid and nothing else.)
+# What decides how fast a peer is. (Attention's own products, a few hundredths of the work, are MKL's
+# in all of torch. ONNX Runtime's kernels and FBGEMM's choose by cpuid and nothing else.)
 _USED_BY = {
     "eager PyTorch fp32": ("torch", "MKL"),
     "eager PyTorch bf16": ("torch", "oneDNN of torch"),
     "torch.compile bf16": ("torch", "oneDNN of torch"),
+    "PyTorch oneDNN fp32": ("torch", "oneDNN of torch"),
+    "PyTorch oneDNN int8": ("torch", "oneDNN of torch"),
     "OpenVINO fp32": ("oneDNN of OpenVINO", "OpenVINO fp32"),
     "OpenVINO bf16": ("oneDNN of OpenVINO", "OpenVINO bf16"),
 }
@@ -110,7 +113,7 @@ def understood(library: str, output: str) -> Said:
 
 def not_limited(peer: str, isa: str, said: Said) -> str | None:
     """Why a peer of that name may use more than the instruction set; None if it may not."""
-    if peer.startswith("ONNX Runtime"):
+    if peer.startswith(("ONNX Runtime", "PyTorch FBGEMM")):
         return "it has no such setting"
     for library in _USED_BY[peer]:
         reason = _unlimited(said.get(library, ""), isa)

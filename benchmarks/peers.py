@@ -64,6 +64,42 @@ def eager(model: Any, precision: str) -> Engine:
     return Engine(f"eager PyTorch {precision}", precision, tuple(variants))
 
 
+def onednn_linear(model: Any) -> Engine:
+    """transformers with oneDNN's linear layers in place of MKL's, by `torch.utils.mkldnn`."""
+    from torch.utils.mkldnn import MkldnnLinear
+
+    twin = _copy(model, "sdpa", torch.float32)
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if type(child) is torch.nn.Linear:
+                setattr(module, name, MkldnnLinear(child, torch.float32))
+    variant = torch_variant(twin, "transformers, sdpa attention, MkldnnLinear")
+    return Engine("PyTorch oneDNN fp32", "fp32", (variant,))
+
+
+def quantized(model: Any, library: str) -> Engine:
+    """PyTorch's dynamic quantisation of all linear layers, by one of its two libraries for x86.
+
+    Raises:
+        ImportError: this torch was built without that library, or does no longer quantise.
+    """
+    from torch.ao.quantization import quantize_dynamic
+
+    supported = torch.backends.quantized.supported_engines
+    if library not in supported:
+        raise ImportError(f"this torch quantises with {', '.join(supported)}")
+    twin = _copy(model, "sdpa", torch.float32)
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = library
+    try:
+        with _quiet():
+            twin = quantize_dynamic(twin, {torch.nn.Linear}, dtype=torch.qint8)
+    finally:
+        torch.backends.quantized.engine = before
+    variant = torch_variant(twin, "transformers, sdpa attention, quantize_dynamic")
+    return Engine(f"PyTorch {_LIBRARIES[library]} int8", "int8", (variant,))
+
+
 def compiled(model: Any, precision: str) -> Engine:
     """torch.compile with frozen weights (packed into oneDNN's layout), for batches of any shape."""
     twin = _copy(model, "sdpa", _DTYPES[precision])
@@ -111,6 +147,9 @@ def onnxruntime(model: Any, precision: str) -> Engine:
 PEERS: dict[str, Callable[[Any], Engine]] = {
     "eager-fp32": lambda model: eager(model, "fp32"),
     "eager-bf16": lambda model: eager(model, "bf16"),
+    "onednn-fp32": onednn_linear,
+    "onednn-int8": lambda model: quantized(model, "onednn"),
+    "fbgemm-int8": lambda model: quantized(model, "fbgemm"),
     "compile-bf16": lambda model: compiled(model, "bf16"),
     "openvino-fp32": lambda model: openvino(model, "fp32"),
     "openvino-bf16": lambda model: openvino(model, "bf16"),
@@ -124,6 +163,8 @@ def peer_names(text: str) -> list[str]:
     return known_names(text, PEERS)
 
 
+# As torch.backends.quantized.engine has them, and as they call themselves.
+_LIBRARIES = {"onednn": "oneDNN", "fbgemm": "FBGEMM"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -60,6 +60,9 @@ def test_what_libraries_say_is_understood() -> None:
         ("eager PyTorch fp32", "avx2", None),
         ("eager PyTorch bf16", "avx2", None),
         ("eager PyTorch bf16", "portable", "torch uses AVX2"),
+        ("PyTorch oneDNN int8", "avx2", None),
+        ("PyTorch oneDNN fp32", "portable", "torch uses AVX2"),
+        ("PyTorch FBGEMM int8", "avx2", "it has no such setting"),
         ("OpenVINO bf16", "avx512", None),
         (
             "OpenVINO bf16",
