@@ -47,8 +47,8 @@ _BEYOND = {
     "portable": r"amx|avx|vector extensions",
 }
 
-# What decides how fast a peer is. (Attention's own products, a few hundredths of the work, are MKL's
-# in all of torch. ONNX Runtime's kernels and FBGEMM's choose by cpuid and nothing else.)
+# What decides how fast a peer is. (Attention's own products, a few hundredths of the work, are
+# MKL's in all of torch. ONNX Runtime's kernels and FBGEMM's choose by cpuid and nothing else.)
 _USED_BY = {
     "eager PyTorch fp32": ("torch", "MKL"),
     "eager PyTorch bf16": ("torch", "oneDNN of torch"),

@@ -56,25 +56,22 @@ class Engine:
 
 
 def eager(model: Any, precision: str) -> Engine:
-    """transformers as it comes: what a user has today. Both attention implementations are tried."""
-    variants = []
-    for attention in ("sdpa", "eager"):
-        twin = _copy(model, attention, _DTYPES[precision])
-        variants.append(torch_variant(twin, f"transformers, {attention} attention"))
-    return Engine(f"eager PyTorch {precision}", precision, tuple(variants))
+    """transformers as it comes: what a user has today."""
+    return _transformers(f"eager PyTorch {precision}", precision, model, lambda twin: twin)
 
 
-def onednn_linear(model: Any) -> Engine:
+def onednn(model: Any) -> Engine:
     """transformers with oneDNN's linear layers in place of MKL's, by `torch.utils.mkldnn`."""
     from torch.utils.mkldnn import MkldnnLinear
 
-    twin = _copy(model, "sdpa", torch.float32)
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if type(child) is torch.nn.Linear:
-                setattr(module, name, MkldnnLinear(child, torch.float32))
-    variant = torch_variant(twin, "transformers, sdpa attention, MkldnnLinear")
-    return Engine("PyTorch oneDNN fp32", "fp32", (variant,))
+    def changed(twin: Any) -> Any:
+        for module in list(twin.modules()):
+            for name, child in module.named_children():
+                if type(child) is torch.nn.Linear:
+                    setattr(module, name, MkldnnLinear(child, torch.float32))
+        return twin
+
+    return _transformers("PyTorch oneDNN fp32", "fp32", model, changed)
 
 
 def quantized(model: Any, library: str) -> Engine:
@@ -88,21 +85,32 @@ def quantized(model: Any, library: str) -> Engine:
     supported = torch.backends.quantized.supported_engines
     if library not in supported:
         raise ImportError(f"this torch quantises with {', '.join(supported)}")
-    twin = _copy(model, "sdpa", torch.float32)
+
+    def changed(twin: Any) -> Any:
+        with _quiet():
+            return quantize_dynamic(twin, {torch.nn.Linear}, dtype=torch.qint8)
+
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = library
     try:
-        with _quiet():
-            twin = quantize_dynamic(twin, {torch.nn.Linear}, dtype=torch.qint8)
+        return _transformers(f"PyTorch {_LIBRARIES[library]} int8", "int8", model, changed)
     finally:
         torch.backends.quantized.engine = before
-    variant = torch_variant(twin, "transformers, sdpa attention, quantize_dynamic")
-    return Engine(f"PyTorch {_LIBRARIES[library]} int8", "int8", (variant,))
+
+
+def _transformers(name: str, precision: str, model: Any, change: Callable[[Any], Any]) -> Engine:
+    """The model itself, once changed. Both attention implementations are tried."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    variants = []
+    for attention in ("sdpa", "eager"):
+        twin = change(_copy(model, attention, dtype))
+        variants.append(torch_variant(twin, f"transformers, {attention} attention"))
+    return Engine(name, precision, tuple(variants))
 
 
 def compiled(model: Any, precision: str) -> Engine:
     """torch.compile with frozen weights (packed into oneDNN's layout), for batches of any shape."""
-    twin = _copy(model, "sdpa", _DTYPES[precision])
+    twin = _copy(model, "sdpa", torch.bfloat16 if precision == "bf16" else torch.float32)
     forward = torch.compile(twin, dynamic=True, options={"freezing": True})
     configuration = "frozen weights, dynamic shapes"
     return Engine(f"torch.compile {precision}", precision, (torch_variant(forward, configuration),))
@@ -147,7 +155,7 @@ def onnxruntime(model: Any, precision: str) -> Engine:
 PEERS: dict[str, Callable[[Any], Engine]] = {
     "eager-fp32": lambda model: eager(model, "fp32"),
     "eager-bf16": lambda model: eager(model, "bf16"),
-    "onednn-fp32": onednn_linear,
+    "onednn-fp32": onednn,
     "onednn-int8": lambda model: quantized(model, "onednn"),
     "fbgemm-int8": lambda model: quantized(model, "fbgemm"),
     "compile-bf16": lambda model: compiled(model, "bf16"),
@@ -165,7 +173,6 @@ def peer_names(text: str) -> list[str]:
 
 # As torch.backends.quantized.engine has them, and as they call themselves.
 _LIBRARIES = {"onednn": "oneDNN", "fbgemm": "FBGEMM"}
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def _copy(model: Any, attention: str, dtype: torch.dtype) -> Any:

@@ -39,8 +39,10 @@ def prepare(
         say(f"preparing {name}")
         try:
             engines[name] = PEERS[name](model)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             missing.append(f'{name}: {error}; `python -m pip install -e ".[bench]"` brings it')
+        except ImportError as error:  # there, but not with what is needed
+            missing.append(f"{name}: {error}")
         except RuntimeError as error:
             failed.append(f"{name}: {_first_line(error)}")
             say(failed[-1])
