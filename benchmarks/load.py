@@ -15,19 +15,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import ours, workloads
 from benchmarks.corpora import ROOT, minilm_folder
+from benchmarks.first_vector import EAGER
 from benchmarks.harness import (
     add_json_option,
     command_parser,
@@ -38,7 +36,6 @@ from benchmarks.harness import (
     say,
 )
 
-SENTENCE = "A stitch in time saves nine."
 HEADER = (
     "engine",
     "to the first vector (s)",
@@ -47,15 +44,10 @@ HEADER = (
     "weights (MB)",
     "process at its peak (MB)",
 )
-EAGER = "eager PyTorch fp32"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.child is not None:
-        name, folder = options.child
-        print(json.dumps(measure_one(name, Path(folder))))
-        return 0
     try:
         results = measure(options.rounds)
     except LookupError as missing:
@@ -86,55 +78,6 @@ def measure(rounds: int) -> dict[str, Any]:
     }
 
 
-def measure_one(name: str, folder: Path) -> dict[str, Any]:
-    """One engine, in a process that has done nothing else yet."""
-    start = time.perf_counter()
-    load = _eager() if name == EAGER else _fastdistil(name.rpartition(" ")[2])
-    imported = time.perf_counter()
-    encode, weight_bytes = load(folder)
-    loaded = time.perf_counter()
-    encode()
-    end = time.perf_counter()
-    return {
-        "import_seconds": imported - start,
-        "load_seconds": loaded - imported,
-        "first_seconds": end - loaded,
-        "weight_bytes": weight_bytes(),
-        "peak_process_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    }
-
-
-# What a loaded engine is asked: for a vector; for the bytes of its weights.
-_Loaded = tuple[Callable[[], object], Callable[[], int]]
-
-
-def _fastdistil(precision: str) -> Callable[[Path], _Loaded]:
-    import fastdistil
-
-    def load(folder: Path) -> _Loaded:
-        encoder = fastdistil.Encoder(folder, "cpu", precision)
-        return lambda: encoder.encode([SENTENCE]), lambda: encoder.model.resident_bytes() or 0
-
-    return load
-
-
-def _eager() -> Callable[[Path], _Loaded]:
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    def load(folder: Path) -> _Loaded:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModel.from_pretrained(folder).eval()
-
-        def encode() -> object:
-            with torch.inference_mode():
-                return model(**tokenizer([SENTENCE], return_tensors="pt")).last_hidden_state
-
-        return encode, lambda: sum(parameter.nbytes for parameter in model.parameters())
-
-    return load
-
-
 def report(results: Mapping[str, Any]) -> str:
     """Everything that was measured, in Markdown: medians."""
     rows = []
@@ -160,8 +103,8 @@ def _median(engine: Mapping[str, Any], what: str) -> float:
 
 
 def _in_a_process(name: str, folder: str) -> dict[str, Any]:
-    """`measure_one` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.load", "--child", name, folder]
+    """What `benchmarks.first_vector` measures, in a process that has done nothing else."""
+    command = [sys.executable, "-m", "benchmarks.first_vector", name, folder]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
@@ -172,7 +115,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="processes for each (default: 5)"
     )
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     add_json_option(parser, "load.json")
     return parser
 

@@ -260,6 +260,8 @@ class _Embeddings(nn.Module):
         if config.num_segments:
             self.token_type_embeddings = _table(config.num_segments, width, dtype)
         self.LayerNorm = nn.LayerNorm(width, config.layer_norm_eps, dtype=dtype)
+        if self.word_embeddings.weight.is_meta:
+            return
         with torch.no_grad():
             if config.pad_token_id is not None:
                 self.word_embeddings.weight[config.pad_token_id] = 0
@@ -302,15 +304,22 @@ class _Transformer(nn.Module):
 def _linear(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
     """Weights as BERT starts them: normal, standard deviation 0.02, biases zero."""
     module = nn.Linear(inputs, outputs, dtype=dtype)
-    nn.init.normal_(module.weight, std=0.02)
+    _start(module.weight)
     nn.init.zeros_(module.bias)
     return module
 
 
 def _table(rows: int, width: int, dtype: torch.dtype) -> nn.Embedding:
-    module = nn.Embedding(rows, width, dtype=dtype)
-    nn.init.normal_(module.weight, std=0.02)
+    # A table that is given is not initialised twice.
+    module = nn.Embedding.from_pretrained(torch.empty(rows, width, dtype=dtype), freeze=False)
+    _start(module.weight)
     return module
+
+
+def _start(weight: Tensor) -> None:
+    """Random numbers; none on the meta device, where drawing them imports torch's compiler."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=0.02)
 
 
 def _sinusoids(rows: int, width: int) -> Tensor:

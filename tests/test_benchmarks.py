@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import accuracy, forward, goals, harness, ours, peers, race, workloads
 from benchmarks.harness import Timing
@@ -225,23 +226,31 @@ def test_an_engine_that_fails_is_left_out() -> None:
 
 def test_peers_that_cannot_be_prepared_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(model: Any) -> Engine:
-        raise ImportError("No module named 'absent'")
+        raise ModuleNotFoundError("No module named 'absent'")
+
+    def unfit(model: Any) -> Engine:
+        raise ImportError("this torch cannot do that")
 
     def broken(model: Any) -> Engine:
         raise RuntimeError
 
-    known = {"absent": absent, "broken": broken, "echo": lambda model: echo(1.0)}
+    known = {"absent": absent, "unfit": unfit, "broken": broken, "echo": lambda model: echo(1.0)}
     monkeypatch.setattr(race, "PEERS", known)
     missing: list[str] = []
     failed: list[str] = []
     assert list(race.prepare(None, list(known), missing, failed)) == ["echo"]
     assert missing == [
-        "absent: No module named 'absent'; `python -m pip install -e \".[bench]\"` brings it"
+        "absent: No module named 'absent'; `python -m pip install -e \".[bench]\"` brings it",
+        "unfit: this torch cannot do that",
     ]
     assert failed == ["broken: RuntimeError"]
 
 
 def needs(name: str) -> None:
+    library, _, precision = name.partition("-")
+    quantising = torch.backends.quantized.supported_engines
+    if library in ("onednn", "fbgemm") and precision == "int8" and library not in quantising:
+        pytest.skip(f"torch quantises with {', '.join(quantising)} here; {library} is for x86")
     package = {"openvino": "openvino", "onnxruntime": "onnxruntime"}.get(name.split("-")[0])
     if package is not None:
         why = f'{package} is not here; runs where `pip install -e ".[bench]"` was done'

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +109,17 @@ def test_every_tokens_vector_is_the_models_own(tiny_encoder):
     for row, rows in zip(ids, vectors, strict=True):
         expected = tiny_encoder.model(torch.from_numpy(row)[None].long()).last_hidden_state[0]
         np.testing.assert_allclose(rows, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_vector_waits_for_nothing_of_torchs_compiler(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path)
+    code = "import sys; from fastdistil import Encoder\n"
+    code += "Encoder(sys.argv[1], device='cpu').encode(['ab'])\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+    )
+    # A second, most of it sympy: drawing random numbers on the meta device asks for it.
+    assert not {"torch._dynamo", "sympy"} & set(done.stdout.split())
 
 
 def test_encode_ids_is_encode_without_the_tokenizer(tiny_encoder):

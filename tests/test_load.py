@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import load, ours
+from benchmarks.first_vector import EAGER
 
 
 def test_table_is_of_medians() -> None:
@@ -41,10 +42,10 @@ def test_command_from_measurement_to_table(
     assert load.main(["--rounds", "1", "--json", str(file)]) == 0
     saved = json.loads(file.read_text())
     names = [f"fastdistil {name}" for name in ours.precisions(tiny_benchmark_model, [])]
-    assert [engine["name"] for engine in saved["engines"]] == [*names, load.EAGER]
+    assert [engine["name"] for engine in saved["engines"]] == [*names, EAGER]
     for engine in saved["engines"]:
         (turn,) = engine["turns"]
         assert all(value > 0 for value in turn.values()), engine
     weights = {engine["name"]: engine["turns"][0]["weight_bytes"] for engine in saved["engines"]}
-    assert weights["fastdistil fp32"] >= weights[load.EAGER]
+    assert weights["fastdistil fp32"] >= weights[EAGER]
     assert load.report(saved) in capsys.readouterr().out

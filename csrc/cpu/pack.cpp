@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -51,7 +52,8 @@ float quantise_weights(const float* row, int k, std::int8_t* out) {
   }
   if (defect != 0) return defect;
   const float scale = largest / 127.0f;
-  if (scale == 0) return 0;
+  // A scale with fewer digits would round weights beyond 127; products with these are nothing.
+  if (scale < std::numeric_limits<float>::min()) return 0;
   for (int i = 0; i < k; ++i) out[i] = static_cast<std::int8_t>(std::lrint(row[i] / scale));
   return scale;
 }
