@@ -77,7 +77,7 @@ def draw(results: Mapping[str, Any], picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",  # text stays text
         "svg.hashsalt": "roofline",  # the same figures give the same file
         "font.size": 10,
@@ -87,9 +87,9 @@ def draw(results: Mapping[str, Any], picture: Path) -> None:
     with pyplot.rc_context(settings):
         figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
         found = list(points(results))
+        axes.set(xscale="log", yscale="log")
         _draw_roofs(axes, results, found)
         _draw_points(axes, found)
-        axes.set(xscale="log", yscale="log")
         axes.set_xlabel("FLOP for each byte of weights")
         axes.set_ylabel(f"GFLOP/s, {results['threads']} threads")
         axes.set_title(results["environment"]["device"], fontsize=10)
@@ -142,13 +142,13 @@ def _draw_points(axes: Any, found: Sequence[Point]) -> None:
         )
     for part, marker in markers.items():
         axes.plot([], [], marker=marker, color=INK, mfc="none", ls="none", label=PRODUCTS[part])
-    lowest = min(point.rate for point in found) / 1e9
-    axes.set_ylim(bottom=lowest / 2)
+    bottom = axes.get_ylim()[0] / 2
+    axes.set_ylim(bottom=bottom)
     places = {(p.workload, p.precision, p.intensity) for p in found}
     for workload, precision, intensity in sorted(places):
         axes.annotate(
             workload,
-            (intensity, lowest / 1.9),
+            (intensity, 1.05 * bottom),
             rotation=90,
             ha="center",
             va="bottom",
