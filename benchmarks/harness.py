@@ -206,6 +206,8 @@ def known_names(text: str, known: Iterable[str]) -> list[str]:
     """An option's ``NAME,NAME`` as a list, each once; argparse's error if one is unknown."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = sorted(set(names) - set(known))
+    if not names:
+        raise argparse.ArgumentTypeError(f"got nothing; known: {', '.join(known)}")
     if unknown:
         raise argparse.ArgumentTypeError(
             f"unknown: {', '.join(unknown)}; known: {', '.join(known)}"

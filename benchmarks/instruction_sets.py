@@ -21,7 +21,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,10 @@ def measure_one(isa: str, peers: Sequence[str], *, quick: bool) -> dict[str, Any
     results: dict[str, Any] = {"isa": isa, "workloads": [], "refused": [], "missing": []}
     own = [e["precision"] for e in instruction_sets()["kernels"] if e["isa"] == isa]
     precisions = [precision for precision in ours.PRECISIONS if precision in own]
+    # Before there are peers, whose threads may not sleep yet.
+    results["seconds_at_peak"] = {
+        name: seconds_at_peak(model, name, mixed, quick=quick) for name in precisions
+    }
     names = [name for name in peers if name.rpartition("-")[2] in precisions]
     engines = prepare(model, names, results["missing"], results["refused"])
     packed = [ours.packed(model, precision) for precision in precisions]
@@ -136,9 +140,6 @@ def measure_one(isa: str, peers: Sequence[str], *, quick: bool) -> dict[str, Any
     chosen = list(choose(contenders, mixed, expected, results["refused"], quick=quick))
     results["workloads"].append(race(mixed, chosen, rounds))
     results["workloads"].append(race(mixed.sorted_by_length(), chosen, rounds, warm_up=True))
-    results["seconds_at_peak"] = {
-        name: seconds_at_peak(model, name, mixed, quick=quick) for name in precisions
-    }
     return results
 
 
@@ -189,11 +190,11 @@ def _rows(measured: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             ]
             if not peers:
                 yield (*begin, "-", "-", "-", "nobody to compare with")
-            for peer in _best(peers, turns, measured["not_limited"]):
+            beyond = [peer for peer in peers if turns[peer].median < least]
+            for peer in _best(peers, turns, {*measured["not_limited"], *beyond}):
                 times = ratio(turns[name], turns[peer])
                 remark = " (not limited)" if peer in measured["not_limited"] else ""
-                if turns[peer].median < least:
-                    remark = " (beyond the peak)"
+                remark = " (beyond the peak)" if peer in beyond else remark
                 yield (
                     *begin,
                     peer + remark,
@@ -208,9 +209,7 @@ def _peer_names(measured: Mapping[str, Any]) -> list[str]:
     return [name for name in names if not name.startswith("fastdistil")]
 
 
-def _best(
-    peers: Sequence[str], turns: Mapping[str, Any], not_limited: Mapping[str, str]
-) -> list[str]:
+def _best(peers: Sequence[str], turns: Mapping[str, Any], not_limited: Container[str]) -> list[str]:
     """The fastest of the peers, and the fastest of the limited ones if that is another."""
 
     def fastest(names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to the first vector: how long that takes, and what stays in memory.
+"""From a checkpoint on disk to the first vector: how long that takes, and how much memory.
 
     python -m benchmarks.load                        # under a minute on two cores
     python -m benchmarks.load --rounds 2
@@ -41,8 +41,9 @@ HEADER = (
     "to the first vector (s)",
     "of it: the first sentence (s)",
     "imports (s)",
-    "weights (MB)",
-    "process at its peak (MB)",
+    "weights a forward reads (MB)",
+    "process then (MB)",
+    "at its peak (MB)",
 )
 
 
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = measure(options.rounds)
     except LookupError as missing:
         sys.exit(f"load: {missing}")
+    except subprocess.CalledProcessError as failure:
+        sys.exit(f"load: {failure.cmd[-2]} ended with {failure.returncode}")
     print(report(results))
     save(options.json, results)
     return 0
@@ -90,6 +93,7 @@ def report(results: Mapping[str, Any]) -> str:
                 f"{first:.2f}",
                 f"{_median(engine, 'import_seconds'):.2f}",
                 f"{_median(engine, 'weight_bytes') / 1e6:,.0f}",
+                f"{_median(engine, 'process_bytes') / 1e6:,.0f}",
                 f"{_median(engine, 'peak_process_bytes') / 1e6:,.0f}",
             )
         )
@@ -113,10 +117,16 @@ def _in_a_process(name: str, folder: str) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("benchmarks.load", __doc__)
     parser.add_argument(
-        "--rounds", type=int, default=5, metavar="N", help="processes for each (default: 5)"
+        "--rounds", type=_positive, default=5, metavar="N", help="processes for each (default: 5)"
     )
     add_json_option(parser, "load.json")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; a whole number from 1 up is allowed")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -57,12 +57,20 @@ class Engine:
 
 def eager(model: Any, precision: str) -> Engine:
     """transformers as it comes: what a user has today."""
-    return _transformers(f"eager PyTorch {precision}", precision, model, lambda twin: twin)
+    name = f"eager PyTorch {precision}"
+    return _transformers(name, precision, model, lambda twin: twin, torch.nn.Linear)
 
 
 def onednn(model: Any) -> Engine:
-    """transformers with oneDNN's linear layers in place of MKL's, by `torch.utils.mkldnn`."""
+    """transformers with oneDNN's linear layers in place of MKL's, by `torch.utils.mkldnn`.
+
+    Raises:
+        ImportError: this torch was built without oneDNN.
+    """
     from torch.utils.mkldnn import MkldnnLinear
+
+    if not torch.backends.mkldnn.is_available():
+        raise ImportError("this torch was built without oneDNN")
 
     def changed(twin: Any) -> Any:
         for module in list(twin.modules()):
@@ -71,17 +79,20 @@ def onednn(model: Any) -> Engine:
                     setattr(module, name, MkldnnLinear(child, torch.float32))
         return twin
 
-    return _transformers("PyTorch oneDNN fp32", "fp32", model, changed)
+    return _transformers("PyTorch oneDNN fp32", "fp32", model, changed, MkldnnLinear)
 
 
 def quantized(model: Any, library: str) -> Engine:
     """PyTorch's dynamic quantisation of all linear layers, by one of its two libraries for x86.
 
     Raises:
-        ImportError: this torch was built without that library, or does no longer quantise.
+        ImportError: this torch was built without that library, or no longer quantises.
     """
-    from torch.ao.quantization import quantize_dynamic
-
+    try:
+        from torch.ao.nn.quantized.dynamic import Linear
+        from torch.ao.quantization import quantize_dynamic
+    except ImportError as error:
+        raise ImportError(f"this torch no longer quantises ({error})") from None
     supported = torch.backends.quantized.supported_engines
     if library not in supported:
         raise ImportError(f"this torch quantises with {', '.join(supported)}")
@@ -93,17 +104,30 @@ def quantized(model: Any, library: str) -> Engine:
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = library
     try:
-        return _transformers(f"PyTorch {_LIBRARIES[library]} int8", "int8", model, changed)
+        name = f"PyTorch {_LIBRARIES[library]} int8"
+        return _transformers(name, "int8", model, changed, Linear)
     finally:
         torch.backends.quantized.engine = before
 
 
-def _transformers(name: str, precision: str, model: Any, change: Callable[[Any], Any]) -> Engine:
-    """The model itself, once changed. Both attention implementations are tried."""
+def _transformers(
+    name: str, precision: str, model: Any, change: Callable[[Any], Any], linear: type
+) -> Engine:
+    """The model itself, once changed. Both attention implementations are tried.
+
+    Args:
+        linear: what all of its linear layers are then.
+
+    Raises:
+        RuntimeError: they are not.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     variants = []
     for attention in ("sdpa", "eager"):
         twin = change(_copy(model, attention, dtype))
+        layers = sum(type(module) is linear for module in twin.modules())
+        if layers != 6 * model.config.n_layers:
+            raise RuntimeError(f"{layers} linear layers are a {linear.__name__}, not all")
         variants.append(torch_variant(twin, f"transformers, {attention} attention"))
     return Engine(name, precision, tuple(variants))
 

@@ -1,6 +1,6 @@
 """The roofline of the CPU engine: every product under what the cores and the memory allow.
 
-    python -m benchmarks.roofline benchmarks/results/<device>/parts.json docs/roofline-cpu.svg
+    python -m benchmarks.roofline benchmarks/results/<device>/parts.json docs/roofline-zen5.svg
 
 A picture of what `benchmarks.parts --json` has measured (Williams, Waterman and Patterson,
 "Roofline", CACM 2009). Across: floating-point operations for each byte of a product's weights, if a
@@ -49,11 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("picture", type=Path, metavar="PICTURE.svg")
     options = parser.parse_args(arguments)
     try:
-        draw(json.loads(options.results.read_text(encoding="utf-8")), options.picture)
+        results = json.loads(options.results.read_text(encoding="utf-8"))
+        found = list(points(results))
+    except (OSError, ValueError, TypeError, LookupError, ZeroDivisionError) as problem:
+        sys.exit(f"roofline: {options.results}: not what benchmarks.parts writes ({problem!r})")
+    try:
+        draw(results, found, options.picture)
     except ImportError as missing:
         sys.exit(f'roofline: {missing}; `python -m pip install -e ".[bench]"` brings it')
-    except (OSError, ValueError, KeyError) as problem:
-        sys.exit(f"roofline: {options.results}: not what benchmarks.parts writes ({problem!r})")
+    except (OSError, ValueError) as problem:
+        sys.exit(f"roofline: {options.picture}: {problem}")
     print(f"written to {options.picture}")
     return 0
 
@@ -70,7 +75,7 @@ def points(results: Mapping[str, Any]) -> Iterator[Point]:
             yield Point(forward["workload"], precision, part, intensity, rate)
 
 
-def draw(results: Mapping[str, Any], picture: Path) -> None:
+def draw(results: Mapping[str, Any], found: Sequence[Point], picture: Path) -> None:
     """Write the picture, in the format that its name ends with."""
     import matplotlib
 
@@ -86,7 +91,6 @@ def draw(results: Mapping[str, Any], picture: Path) -> None:
     }
     with pyplot.rc_context(settings):
         figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-        found = list(points(results))
         axes.set(xscale="log", yscale="log")
         _draw_roofs(axes, results, found)
         _draw_points(axes, found)

@@ -5,7 +5,8 @@
     python -m benchmarks.threads --precisions bf16,int8
     python -m benchmarks.threads --json              # also writes results/<device>/threads.json
 
-Four questions, each answered by turns inside one run:
+The engine by itself, on batches that are packed beforehand (`benchmarks.forward` has the module
+around it), and four questions, each answered by turns inside one run:
 
 - What does a forward gain from a thread on every core, and lose to four on every core? (Nobody gets
   more than one on every core, whatever is asked for: fastdistil.backends.threads. This is the
@@ -28,6 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +68,8 @@ class Company:
     Attributes:
         name: for people.
         present: a context in which it computes.
-        equal_share: how many times as long a forward takes that has its equal share of the cores,
-            where all of them want `cores` threads: of that number.
+        equal_share: of the number of cores, how many times as long a forward takes if all threads
+            that want a core share them equally.
         before: called before every forward, outside the clock.
     """
 
@@ -95,9 +97,10 @@ def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
     """Run everything; what comes back is what `report` prints and `--json` writes."""
     model = workloads.random_distilbert()
     missing: list[str] = []
-    engines = [
-        prepare(model, precision) for precision in ours.precisions(model, missing, precisions)
-    ]
+    found = ours.precisions(model, missing, precisions)
+    if not found:
+        raise LookupError("; ".join(missing))
+    engines = [prepare(model, precision) for precision in found]
     cores = usable_cpus()
     rounds = 2 if quick else 9
     scaling = [
@@ -118,6 +121,7 @@ def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
         "callers": callers,
         "company": company,
         "idle_cpu_seconds": idle_cpu_seconds(bind(engines[0], workloads.one_sentence(16, 1))),
+        "idle_engine": engines[0].name,
         "idle_seconds": IDLE_SECONDS,
         "missing": missing,
     }
@@ -178,34 +182,37 @@ def call_at_once(engines: Sequence[CpuEngine], workload: Workload, rounds: int) 
 
 def seconds_with_callers(run: Callable[[], object], callers: int, repeats: int) -> float:
     """Of each forward, when so many threads call `repeats` forwards each."""
-    ready = threading.Barrier(callers + 1)
+    starts: list[float] = []
+    ready = threading.Barrier(callers, action=lambda: starts.append(time.perf_counter()))
 
     def call() -> None:
         ready.wait()
         for _ in range(repeats):
             run()
 
-    threads = [threading.Thread(target=call) for _ in range(callers)]
-    for thread in threads:
-        thread.start()
-    ready.wait()
-    start = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    return (time.perf_counter() - start) / (callers * repeats)
+    with ThreadPoolExecutor(callers) as pool:
+        for done in [pool.submit(call) for _ in range(callers)]:
+            done.result()
+    return (time.perf_counter() - starts[0]) / (callers * repeats)
 
 
 def in_company(
     runs: Mapping[str, Callable[[], object]], workload: Workload, cores: int, rounds: int
 ) -> dict[str, Any]:
     """Seconds of a forward, by engine, alone and in every company."""
-    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
-    for company in (ALONE, *COMPANIES):
-        say(f"{workload.name}: {company.name}")
-        with company.present():
-            time.sleep(COMPANY_SECONDS)
-            for name, turns in take_turns(runs, rounds, company.before).items():
-                seconds[name][company.name] = turns
+    companies = (ALONE, *COMPANIES)
+    repeats = {name: _repeats(run) for name, run in runs.items()}
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {company.name: [] for company in companies} for name in runs
+    }
+    say(f"{workload.name}: in company")
+    for _ in range(rounds):
+        for company in companies:
+            with company.present():
+                time.sleep(COMPANY_SECONDS)
+                for name, run in runs.items():
+                    taken = turn(run, repeats[name], company.before)
+                    seconds[name][company.name].append(taken)
     return {
         "workload": workload.name,
         "equal_share": {company.name: company.equal_share(cores) for company in COMPANIES},
@@ -213,30 +220,33 @@ def in_company(
     }
 
 
-def take_turns(
-    runs: Mapping[Any, Callable[[], object]],
-    rounds: int,
-    before: Callable[[], object] | None = None,
-) -> dict[Any, list[float]]:
-    """Seconds of a forward, a number for each turn, after one turn that does not count."""
+def take_turns(runs: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[float]]:
+    """Seconds of a forward, a number for each turn."""
     repeats = {name: _repeats(run) for name, run in runs.items()}
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            time.sleep(harness.SETTLE_SECONDS)
-            spent = 0.0
-            for _ in range(repeats[name]):
-                if before is not None:
-                    before()
-                start = time.perf_counter()
-                run()
-                spent += time.perf_counter() - start
-            seconds[name].append(spent / repeats[name])
+            seconds[name].append(turn(run, repeats[name]))
     return seconds
 
 
+def turn(
+    run: Callable[[], object], repeats: int, before: Callable[[], object] | None = None
+) -> float:
+    """Mean seconds of so many forwards, one after the other."""
+    time.sleep(harness.SETTLE_SECONDS)
+    spent = 0.0
+    for _ in range(repeats):
+        if before is not None:
+            before()
+        start = time.perf_counter()
+        run()
+        spent += time.perf_counter() - start
+    return spent / repeats
+
+
 def _repeats(run: Callable[[], object]) -> int:
-    """How many forwards make a turn. They have run before: what a first one prepares is done."""
+    """How many forwards make a turn; after one that does not count, since it prepares something."""
     run()
     start = time.perf_counter()
     run()
@@ -325,7 +335,8 @@ def report(results: Mapping[str, Any]) -> str:
         markdown_table(header, list(scaling_rows(results))),
         markdown_table(callers, list(caller_rows(results))),
         markdown_table(company, list(company_rows(results))),
-        f"While nothing runs, for {results['idle_seconds']:g} s: {idle:.1f} ms of CPU time.",
+        f"In the {results['idle_seconds']:g} s after a forward ({results['idle_engine']}), while "
+        f"nothing runs: {idle:.1f} ms of CPU time.",
         f"{cores} cores. {describe(results['environment'])}",
     ]
     if results["quick"]:

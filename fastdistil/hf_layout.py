@@ -54,8 +54,8 @@ _PLAIN_MODULES = (*_SAME_IN_TRAINING, nn.Dropout)
 _ACTIVATION_SOURCES = ("transformers.activations", "torch.nn.modules.activation")
 _WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# For `map`.
-_training = itemgetter("training")
+# Of a module's `__dict__`.
+_is_training = itemgetter("training")
 
 SUPPORTED = "transformers' DistilBertModel and BertModel, alone or inside another model"
 
@@ -189,13 +189,13 @@ class Layout:
             for index, table in enumerate(self.hooks):
                 if not all(map(_does_nothing, table.values())):
                     return f"a forward hook is registered on {self.names[index // 2]}"
-        if any(map(_training, self.attributes)):
-            for index, module in enumerate(self.modules):
+        if any(map(_is_training, self.attributes)):
+            for name, module in zip(self.names, self.modules, strict=True):
                 if module.training and type(module) not in _SAME_IN_TRAINING:
-                    return f"{self.names[index]} is in training mode"
-        if any(map(contains, self.attributes, repeat("forward"))):
-            index = [*map(contains, self.attributes, repeat("forward"))].index(True)
-            return f"the forward of {self.names[index]} was replaced"
+                    return f"{name} is in training mode"
+        replaced = list(map(contains, self.attributes, repeat("forward")))
+        if True in replaced:
+            return f"the forward of {self.names[replaced.index(True)]} was replaced"
         return None
 
 
@@ -243,7 +243,7 @@ def read_layout(encoder: nn.Module) -> Layout:
         keys=keys,
         table_rows=tuple((owners[n]._parameters, _rows(owners[n])) for n in family.tables),
         children=children,
-        kept=[list(table.values()) for table in children],
+        kept=list(map(list, map(dict.values, children))),
         names=list(inner),
         modules=list(inner.values()),
         types=[type(module) for module in inner.values()],

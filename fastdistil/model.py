@@ -310,14 +310,14 @@ def _linear(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
 
 
 def _table(rows: int, width: int, dtype: torch.dtype) -> nn.Embedding:
-    # A table that is given is not initialised twice.
+    # nn.Embedding(rows, width) would draw numbers itself, which `_start` is to do or leave.
     module = nn.Embedding.from_pretrained(torch.empty(rows, width, dtype=dtype), freeze=False)
     _start(module.weight)
     return module
 
 
 def _start(weight: Tensor) -> None:
-    """Random numbers; none on the meta device, where drawing them imports torch's compiler."""
+    """Normal random numbers; none on the meta device, where that imports torch's compiler."""
     if not weight.is_meta:
         nn.init.normal_(weight, std=0.02)
 

@@ -21,6 +21,7 @@ def test_table_is_of_medians() -> None:
             "load_seconds": seconds,
             "first_seconds": 0.25,
             "weight_bytes": 3_000_000,
+            "process_bytes": 60_000_000,
             "peak_process_bytes": 70_000_000,
         }
         for seconds in (0.5, 9.0, 0.25)
@@ -28,7 +29,7 @@ def test_table_is_of_medians() -> None:
     engines = [{"name": "fastdistil bf16", "turns": turns}]
     printed = load.report({"environment": environment, "engines": engines, "missing": ["x: no"]})
     row = [cell.strip() for cell in printed.splitlines()[2].split("|")[1:-1]]
-    assert row == ["fastdistil bf16", "0.75", "0.25", "1.00", "3", "70"]
+    assert row == ["fastdistil bf16", "0.75", "0.25", "1.00", "3", "60", "70"]
     assert printed.endswith("not measured: x: no")
 
 
@@ -49,3 +50,18 @@ def test_command_from_measurement_to_table(
     weights = {engine["name"]: engine["turns"][0]["weight_bytes"] for engine in saved["engines"]}
     assert weights["fastdistil fp32"] >= weights[EAGER]
     assert load.report(saved) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rounds", ["0", "-1", "few"])
+def test_rounds_are_counted_from_one(rounds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load.main(["--rounds", rounds])
+    assert "a whole number from 1 up is allowed" in capsys.readouterr().err
+
+
+def test_an_engine_that_fails_is_named(
+    minilm_folder: Path, tiny_benchmark_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "EAGER", "fastdistil fp9")
+    with pytest.raises(SystemExit, match="load: fastdistil fp9 ended with 1"):
+        load.main(["--rounds", "1"])

@@ -48,13 +48,21 @@ def test_picture_names_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert text in drawn
     assert all(name in drawn for name in roofline.PRODUCTS.values())
     assert str(picture) in capsys.readouterr().out
-    roofline.draw(results(), tmp_path / "again.svg")
+    roofline.draw(results(), list(roofline.points(results())), tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == drawn
 
 
-@pytest.mark.parametrize("text", ["{}", "nothing"])
-def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("name", ["folder/roofline.svg", "roofline.nothing"])
+def test_pictures_that_cannot_be_written_are_named(tmp_path: Path, name: str) -> None:
     pytest.importorskip("matplotlib", reason='runs where `pip install -e ".[test]"` was done')
+    file = tmp_path / "parts.json"
+    file.write_text(json.dumps(results()))
+    with pytest.raises(SystemExit, match=f"roofline: {tmp_path / name}: "):
+        roofline.main([str(file), str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "nothing"])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "parts.json"
     file.write_text(text)
     with pytest.raises(SystemExit, match=r"not what benchmarks\.parts writes"):

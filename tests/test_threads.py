@@ -46,6 +46,7 @@ def results() -> dict[str, Any]:
             }
         ],
         "idle_cpu_seconds": 0.0005,
+        "idle_engine": name,
         "idle_seconds": 2.0,
         "missing": ["fastdistil fp9: no"],
     }
@@ -65,7 +66,8 @@ def test_tables() -> None:
     # Three threads on two cores; four; a program that is over does not count.
     assert rows[6] == ["1 x 16", "an equal share", "-", "1.50x", "2.00x", "1.00x"]
     assert "8 threads (ms)" in printed
-    assert "for 2 s: 0.5 ms of CPU time" in printed
+    assert "In the 2 s after a forward (fastdistil int8)" in printed
+    assert "0.5 ms of CPU time" in printed
     assert "Not for publishing" in printed
     assert printed.endswith("not measured: fastdistil fp9: no")
 
@@ -81,7 +83,8 @@ def test_company_is_there_and_then_gone(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(subprocess, "Popen", Program)
     with threads.busy_program():
         (program,) = programs
-        assert program.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(timeout=0.5)
     assert program.returncode is not None
 
     multiplied = threading.Event()
@@ -105,17 +108,39 @@ def test_callers_share_the_work() -> None:
     assert len(set(calls)) == 3
 
 
+def test_a_caller_that_fails_is_not_taken_for_a_fast_one() -> None:
+    def run() -> None:
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        threads.seconds_with_callers(run, callers=2, repeats=1)
+
+
 def test_what_comes_before_a_forward_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(threads, "TURN_SECONDS", 6.0)
 
     def work(seconds: float) -> None:
         now[0] += seconds
 
-    turns = threads.take_turns({"a": lambda: work(2)}, rounds=4, before=lambda: work(100))
-    assert turns == {"a": [2.0] * 4}
-    assert now[0] == 2 * 2 + 4 * 3 * 102  # two forwards to see how long one takes, turns of three
+    assert threads.turn(lambda: work(2), 3, before=lambda: work(100)) == 2.0
+    assert now[0] == 3 * 102
+
+
+def test_turns_are_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(threads, "TURN_SECONDS", 6.0)
+    calls = []
+
+    def work(name: str, seconds: float) -> None:
+        calls.append(name)
+        now[0] += seconds
+
+    runs = {"a": lambda: work("a", 2), "b": lambda: work("b", 7)}
+    assert threads.take_turns(runs, rounds=2) == {"a": [2.0] * 2, "b": [7.0] * 2}
+    # Two forwards each to see how long one takes; then turns of at least one.
+    assert "".join(calls) == "aabb" + "aaab" * 2
 
 
 def test_command_from_measurement_to_table(
@@ -148,6 +173,13 @@ def test_command_from_measurement_to_table(
             assert list(engine["seconds"]) == ["alone", *(c.name for c in threads.COMPANIES)]
             assert all(min(turns) > 0 for turns in engine["seconds"].values())
     assert threads.report(saved) in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_benchmark_model", "minilm_folder")
+def test_without_kernels_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDISTIL_CPU_ISA", "portable")
+    with pytest.raises(SystemExit, match="threads: fastdistil int8: "):
+        threads.main(["--precisions", "int8"])
 
 
 def test_without_the_extension_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ float quantise_weights(const float* row, int k, std::int8_t* out) {
   }
   if (defect != 0) return defect;
   const float scale = largest / 127.0f;
-  // A scale with fewer digits would round weights beyond 127; products with these are nothing.
+  // A subnormal scale has so few digits that w / scale may be beyond 127. Such weights add nothing.
   if (scale < std::numeric_limits<float>::min()) return 0;
   for (int i = 0; i < k; ++i) out[i] = static_cast<std::int8_t>(std::lrint(row[i] / scale));
   return scale;
