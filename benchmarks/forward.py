@@ -1,6 +1,6 @@
 """DistilBERT-base forwards: fastdistil beside the engines people use, in one run, taking turns.
 
-    python -m benchmarks.forward                     # about ten minutes on two cores
+    python -m benchmarks.forward                     # about eight minutes on two cores
     python -m benchmarks.forward --quick             # about two
     python -m benchmarks.forward --grid              # more sizes of batches, and of one sentence
     python -m benchmarks.forward --peers openvino-bf16,onnxruntime-int8
