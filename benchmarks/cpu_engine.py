@@ -5,15 +5,18 @@ For benchmarks that ask what the kernels and the scheduler do. What a user gets 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from benchmarks import ours
+from benchmarks.harness import add_json_option, add_quick_option, command_parser, save
 from benchmarks.workloads import Workload
 from fastdistil import DistilBertModel, EncoderConfig
-from fastdistil.backends.cpu import CpuProgram, instruction_sets
+from fastdistil.backends.cpu import CpuProgram, extension_error, instruction_sets
 from fastdistil.backends.threads import num_threads
 from fastdistil.packing import PackedBatch
 
@@ -118,3 +121,35 @@ def seconds_at_peak(flop: Mapping[str, float], peaks: Mapping[str, float]) -> fl
         count / peaks["attention" if part == "attention" else "products"]
         for part, count in flop.items()
     )
+
+
+def run_command(
+    name: str,
+    description: str | None,
+    measure: Callable[..., dict[str, Any]],
+    report: Callable[[Mapping[str, Any]], str],
+    arguments: Sequence[str] | None,
+) -> int:
+    """``python -m benchmarks.<name>`` of a benchmark of the CPU engine.
+
+    Args:
+        description: what `--help` says.
+        measure: from precisions, and whether it is to be `quick`, to what ``<name>.json`` holds; a
+            LookupError where something that it needs cannot be had.
+        report: from that to Markdown.
+    """
+    parser = command_parser(f"benchmarks.{name}", description)
+    add_quick_option(parser)
+    ours.add_precisions_option(parser)
+    add_json_option(parser, f"{name}.json")
+    options = parser.parse_args(arguments)
+    problem = extension_error()
+    if problem is not None:
+        sys.exit(f"{name}: {problem}")
+    try:
+        results = measure(options.precisions, quick=options.quick)
+    except LookupError as missing:
+        sys.exit(f"{name}: {missing}")
+    print(report(results))
+    save(options.json, results)
+    return 0

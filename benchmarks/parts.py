@@ -15,7 +15,6 @@ bytes of weights a second stand beside what the memory gives.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -26,20 +25,10 @@ from typing import Any
 import torch
 
 from benchmarks import harness, ours, workloads
-from benchmarks.cpu_engine import CpuEngine, flops, prepare, seconds_at_peak
-from benchmarks.harness import (
-    add_json_option,
-    add_quick_option,
-    command_parser,
-    describe,
-    environment,
-    markdown_table,
-    save,
-    say,
-)
+from benchmarks.cpu_engine import CpuEngine, flops, prepare, run_command, seconds_at_peak
+from benchmarks.harness import describe, environment, markdown_table, say
 from benchmarks.workloads import Workload
 from fastdistil import EncoderConfig
-from fastdistil.backends.cpu import extension_error
 from fastdistil.backends.threads import num_threads
 from fastdistil.packing import PackedBatch, pack_ids
 
@@ -77,17 +66,7 @@ class Turn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    problem = extension_error()
-    if problem is not None:
-        sys.exit(f"parts: {problem}")
-    try:
-        results = measure(options.precisions, quick=options.quick)
-    except LookupError as missing:
-        sys.exit(f"parts: {missing}")
-    print(report(results))
-    save(options.json, results)
-    return 0
+    return run_command("parts", __doc__, measure, report, arguments)
 
 
 def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
@@ -239,14 +218,6 @@ def _reading(forward: Mapping[str, Any], bandwidth: float) -> str:
         f"{bandwidth / 1e9:,.1f} GB/s that a sum over memory reads; what stays in a cache from one "
         "forward to the next need not come from there"
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("benchmarks.parts", __doc__)
-    add_quick_option(parser)
-    ours.add_precisions_option(parser)
-    add_json_option(parser, "parts.json")
-    return parser
 
 
 if __name__ == "__main__":

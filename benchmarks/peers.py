@@ -121,10 +121,9 @@ def _transformers(
     Raises:
         RuntimeError: they are not.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     variants = []
     for attention in ("sdpa", "eager"):
-        twin = change(_copy(model, attention, dtype))
+        twin = change(_copy(model, attention, _DTYPES[precision]))
         layers = sum(type(module) is linear for module in twin.modules())
         if layers != 6 * model.config.n_layers:
             raise RuntimeError(f"{layers} linear layers are a {linear.__name__}, not all")
@@ -134,7 +133,7 @@ def _transformers(
 
 def compiled(model: Any, precision: str) -> Engine:
     """torch.compile with frozen weights (packed into oneDNN's layout), for batches of any shape."""
-    twin = _copy(model, "sdpa", torch.bfloat16 if precision == "bf16" else torch.float32)
+    twin = _copy(model, "sdpa", _DTYPES[precision])
     forward = torch.compile(twin, dynamic=True, options={"freezing": True})
     configuration = "frozen weights, dynamic shapes"
     return Engine(f"torch.compile {precision}", precision, (torch_variant(forward, configuration),))
@@ -197,6 +196,8 @@ def peer_names(text: str) -> list[str]:
 
 # As torch.backends.quantized.engine has them, and as they call themselves.
 _LIBRARIES = {"onednn": "oneDNN", "fbgemm": "FBGEMM"}
+# Of the model that a precision starts from: quantising is done by the engine.
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 def _copy(model: Any, attention: str, dtype: torch.dtype) -> Any:

@@ -17,15 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import parts
 from benchmarks.harness import command_parser
 
 # The products with weights; attention has none.
-PRODUCTS = {
-    "qkv": "Q, K, V",
-    "attention_out": "attention output",
-    "ffn_in": "feed-forward in",
-    "ffn_out": "feed-forward out",
-}
+PRODUCTS = {part: parts.NAMES[part] for part in ("qkv", "attention_out", "ffn_in", "ffn_out")}
 WEIGHT_BYTES = {"int8": 1, "bf16": 2, "fp32": 4}
 # Readable on white and on black.
 COLOURS = {"int8": "#c8503c", "bf16": "#3c82c8", "fp32": "#5a9646"}

@@ -21,7 +21,6 @@ around it), and four questions, each answered by turns inside one run:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 import subprocess
@@ -36,20 +35,10 @@ from typing import Any
 import torch
 
 from benchmarks import harness, ours, workloads
-from benchmarks.cpu_engine import CpuEngine, prepare
-from benchmarks.harness import (
-    add_json_option,
-    add_quick_option,
-    command_parser,
-    describe,
-    environment,
-    markdown_table,
-    save,
-    say,
-)
-from benchmarks.peers import eager
+from benchmarks.cpu_engine import CpuEngine, prepare, run_command
+from benchmarks.harness import describe, environment, markdown_table, say
+from benchmarks.peers import Engine, eager
 from benchmarks.workloads import Workload
-from fastdistil.backends.cpu import extension_error
 from fastdistil.backends.threads import usable_cpus
 from fastdistil.packing import pack_ids
 
@@ -80,17 +69,7 @@ class Company:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    problem = extension_error()
-    if problem is not None:
-        sys.exit(f"threads: {problem}")
-    try:
-        results = measure(options.precisions, quick=options.quick)
-    except LookupError as missing:
-        sys.exit(f"threads: {missing}")
-    print(report(results))
-    save(options.json, results)
-    return 0
+    return run_command("threads", __doc__, measure, report, arguments)
 
 
 def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
@@ -107,11 +86,12 @@ def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
         scale(engines, workload, (1, cores, 4 * cores), rounds)
         for workload in scaling_workloads(quick=quick)
     ]
+    peer = eager(model, "fp32")
     callers, company = [], []
     for workload in (workloads.full_rows(16, 128), workloads.one_sentence(16, 1)):
         callers.append(call_at_once(engines, workload, rounds))
         runs = {engine.name: bind(engine, workload) for engine in engines}
-        runs["eager PyTorch fp32"] = bind_eager(model, workload)
+        runs[peer.name] = bind_peer(peer, workload)
         company.append(in_company(runs, workload, cores, rounds))
     return {
         "environment": environment(),
@@ -259,10 +239,9 @@ def bind(engine: CpuEngine, workload: Workload, threads: int | None = None) -> C
     return lambda: engine.run(batch, threads=threads)
 
 
-def bind_eager(model: Any, workload: Workload) -> Callable[[], object]:
-    """The same by eager PyTorch in float32, in padded batches."""
-    variant = eager(model, "fp32").variants[0]
-    return lambda: variant.run(workload)
+def bind_peer(peer: Engine, workload: Workload) -> Callable[[], object]:
+    """The same by another engine, in padded batches."""
+    return lambda: peer.variants[0].run(workload)
 
 
 @contextlib.contextmanager
@@ -383,14 +362,6 @@ def company_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield (measured["workload"], engine["name"], f"{1000 * alone:,.2f}", *cells)
         shares = (f"{share:.2f}x" for share in measured["equal_share"].values())
         yield (measured["workload"], "an equal share", "-", *shares)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("benchmarks.threads", __doc__)
-    add_quick_option(parser)
-    ours.add_precisions_option(parser)
-    add_json_option(parser, "threads.json")
-    return parser
 
 
 if __name__ == "__main__":

@@ -11,6 +11,18 @@ from torch import Tensor, nn
 
 from fastdistil.config import EncoderConfig
 
+# What `benchmarks.harness.environment` says, of a machine that does not matter.
+SOME_ENVIRONMENT: dict[str, Any] = {
+    "device": "CPU",
+    "cores": 2,
+    "threads": 2,
+    "flags": [],
+    "fastdistil": "0",
+    "packages": {},
+    "commit": "none",
+    "date": "today",
+}
+
 
 def tiny_config(model_type: str = "distilbert", **changes: Any) -> EncoderConfig:
     """An encoder that runs in microseconds, with a different number for every size."""

@@ -112,7 +112,7 @@ def test_every_tokens_vector_is_the_models_own(tiny_encoder):
 
 
 def test_the_first_vector_waits_for_nothing_of_torchs_compiler(tmp_path):
-    folder = write_tiny_checkpoint(tmp_path)
+    folder = write_tiny_checkpoint(tmp_path, sinusoidal_positions=True)
     code = "import sys; from fastdistil import Encoder\n"
     code += "Encoder(sys.argv[1], device='cpu').encode(['ab'])\nprint(*sys.modules)"
     done = subprocess.run(

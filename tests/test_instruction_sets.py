@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import SOME_ENVIRONMENT
 
 from benchmarks import harness, instruction_sets, peer_limits, peers
 from fastdistil.backends import cpu
@@ -138,9 +139,7 @@ def test_table_and_notes() -> None:
     first = measured("avx512", {"fastdistil bf16": 1, "OpenVINO bf16": 2, "OpenVINO fp32": 0.1})
     medians = {"fastdistil int8": 1, "fastdistil fp32": 4, "eager PyTorch fp32": 5, "MLAS fp32": 4}
     second = measured("avx2", medians, **{"MLAS fp32": "it is free"})
-    environment = {"packages": {}, "flags": [], "date": "today", "commit": "none"}
-    environment |= {"device": "CPU", "cores": 2, "threads": 2, "fastdistil": "0"}
-    results = {"environment": environment, "quick": True, "sets": [first, second]}
+    results = {"environment": SOME_ENVIRONMENT, "quick": True, "sets": [first, second]}
     printed = instruction_sets.report(results)
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]

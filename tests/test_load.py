@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import SOME_ENVIRONMENT
 
 from benchmarks import load, ours
 from benchmarks.first_vector import EAGER
 
 
 def test_table_is_of_medians() -> None:
-    environment = {"packages": {}, "flags": [], "date": "today", "commit": "none"}
-    environment |= {"device": "CPU", "cores": 2, "threads": 2, "fastdistil": "0"}
     turns = [
         {
             "import_seconds": 1.0,
@@ -27,7 +26,9 @@ def test_table_is_of_medians() -> None:
         for seconds in (0.5, 9.0, 0.25)
     ]
     engines = [{"name": "fastdistil bf16", "turns": turns}]
-    printed = load.report({"environment": environment, "engines": engines, "missing": ["x: no"]})
+    printed = load.report(
+        {"environment": SOME_ENVIRONMENT, "engines": engines, "missing": ["x: no"]}
+    )
     row = [cell.strip() for cell in printed.splitlines()[2].split("|")[1:-1]]
     assert row == ["fastdistil bf16", "0.75", "0.25", "1.00", "3", "60", "70"]
     assert printed.endswith("not measured: x: no")

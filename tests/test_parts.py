@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import SOME_ENVIRONMENT
 
 from benchmarks import cpu_engine, harness, ours, parts
 from benchmarks.workloads import Workload
@@ -63,9 +64,12 @@ def test_rates_are_of_a_thread_and_shares_of_all() -> None:
 
 
 def test_weights_are_held_against_the_memory_for_one_sentence() -> None:
-    environment = {"packages": {}, "flags": [], "date": "today", "commit": "none"}
-    environment |= {"device": "CPU", "cores": 2, "threads": 2, "fastdistil": "0"}
-    results = {"environment": environment, "quick": False, "threads": 2, "missing": ["fp9: no"]}
+    results = {
+        "environment": SOME_ENVIRONMENT,
+        "quick": False,
+        "threads": 2,
+        "missing": ["fp9: no"],
+    }
     results |= {"read_bytes_per_second": 8e9, "forwards": [forward("mixed"), forward()]}
     printed = parts.report(results)
     assert "**mixed, int8**: 4,000.00 ms, 4 tok/s; peak 16 GFLOP/s, 4 for attention" in printed
@@ -122,6 +126,6 @@ def test_unknown_precisions_are_named(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_without_the_extension_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "extension_error", lambda: "no extension here")
+    monkeypatch.setattr(cpu_engine, "extension_error", lambda: "no extension here")
     with pytest.raises(SystemExit, match="parts: no extension here"):
         parts.main([])

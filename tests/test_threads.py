@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import SOME_ENVIRONMENT
 
-from benchmarks import harness, ours, threads
+from benchmarks import cpu_engine, harness, ours, threads
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +23,11 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results() -> dict[str, Any]:
-    environment = {"packages": {}, "flags": [], "date": "today", "commit": "none"}
-    environment |= {"device": "CPU", "cores": 2, "threads": 2, "fastdistil": "0"}
     name = "fastdistil int8"
     seconds = {"1": [4.0, 4.0, 9.0], "2": [2.0], "8": [2.2]}
     alone = {"alone": [2.0], **{c.name: [2.5] for c in threads.COMPANIES}}
     return {
-        "environment": environment,
+        "environment": SOME_ENVIRONMENT,
         "quick": True,
         "cores": 2,
         "scaling": [{"workload": "mixed", "engines": [{"name": name, "seconds": seconds}]}],
@@ -183,6 +182,6 @@ def test_without_kernels_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_the_extension_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "extension_error", lambda: "no extension here")
+    monkeypatch.setattr(cpu_engine, "extension_error", lambda: "no extension here")
     with pytest.raises(SystemExit, match="threads: no extension here"):
         threads.main([])
