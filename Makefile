@@ -1,5 +1,5 @@
 # What one can do here: make demo | test | lint | format | sanitize | cross-aarch64 | compile-gate |
-# bench | clean
+# cuda-gate | bench | clean
 # On a machine with a GPU: make gpu, or its stages gpu-test | gpu-tune | gpu-bench | gpu-profile
 #
 # Each target sets up what it needs; a machine needs only python3 (3.11 or newer, with venv), a C++
@@ -9,20 +9,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input install
-CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/cuda/*.cu csrc/tests/cuda/*.cpp \
+	csrc/tests/cuda/*.h)
 TRANSFORMERS4 := $(VENV)/transformers-4.57
 TRITON36 := $(VENV)/triton-3.6.0
+CUDA13 := $(VENV)/cuda-13.0.88
+BUILT := $(VENV)/.built
+TESTED := $(VENV)/.built-emulated
 
 .PHONY: demo test lint format sanitize sanitize-address sanitize-thread cross-aarch64 compile-gate \
-	pytest pytest-kernels pytest-transformers4 gpu gpu-build gpu-test gpu-tune gpu-bench gpu-profile \
-	bench clean
+	cuda-gate pytest pytest-kernels pytest-transformers4 gpu gpu-build gpu-test gpu-tune gpu-bench \
+	gpu-profile bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed-demo $(VENV)/.built
+demo: $(VENV)/.installed-demo $(BUILT)
 	$(BIN)/python -m benchmarks.demo
 
-test: lint sanitize cross-aarch64 compile-gate pytest-kernels pytest-transformers4 pytest
+test: lint sanitize cross-aarch64 compile-gate cuda-gate pytest-kernels pytest-transformers4 pytest
 
 # --- the environment ------------------------------------------------------------------------------
 
@@ -33,13 +37,20 @@ $(BIN)/python:
 
 # .installed-<extra>: the project, editable, with that extra of pyproject.toml.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	rm -f $(BUILT) $(TESTED)
 	$(PIP_INSTALL) -c constraints.txt setuptools cmake ninja pybind11
-	$(PIP_INSTALL) -c constraints.txt --no-build-isolation -e ".[$*]"
+	$(if $(filter dev,$*),FASTDISTIL_CUDA=emulated) \
+		$(PIP_INSTALL) -c constraints.txt --no-build-isolation -e ".[$*]"
 	touch $@
 
-# The extension, in place; without a C++ compiler this says so and the demo runs all the same.
-$(VENV)/.built: $(CXX_SOURCES) CMakeLists.txt setup.py | $(BIN)/python
-	$(BIN)/python setup.py --quiet build_ext --inplace
+# The extension, in place, one of two: as a user gets it (without a C++ compiler this says so, and the
+# demo runs all the same); or with the CUDA kernels emulated, on tensors in the CPU's memory, so that
+# their tests run on every machine, in the same way.
+$(BUILT): CUDA :=
+$(TESTED): CUDA := FASTDISTIL_CUDA=emulated
+$(BUILT) $(TESTED): $(CXX_SOURCES) CMakeLists.txt csrc/emulation/CMakeLists.txt setup.py | $(BIN)/python
+	rm -f $(BUILT) $(TESTED)
+	$(CUDA) $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 $(TRANSFORMERS4)/.installed: requirements-transformers4.txt | $(BIN)/python
@@ -49,7 +60,7 @@ $(TRANSFORMERS4)/.installed: requirements-transformers4.txt | $(BIN)/python
 
 # --- checks ---------------------------------------------------------------------------------------
 
-lint: $(VENV)/.installed-dev $(VENV)/.built
+lint: $(VENV)/.installed-dev $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -60,26 +71,33 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-# The engine's own tests, compiled with the compiler's checks for memory, undefined behaviour, races.
+# The engine's own tests, compiled with the compiler's checks for memory, undefined behaviour, races;
+# and those of the CUDA kernels on the emulation, all of it in one thread, where no two can race.
 sanitize: sanitize-address sanitize-thread
 
 sanitize-address: SANITIZERS := address,undefined
+sanitize-address: CUDA_TESTS := ON
 sanitize-thread: SANITIZERS := thread
+sanitize-thread: CUDA_TESTS := OFF
 # ThreadSanitizer of older compilers cannot live with the address randomisation of newer kernels.
 sanitize-thread: RUN := $$(setarch "$$(uname -m)" -R true 2>/dev/null && echo setarch "$$(uname -m)" -R)
 sanitize-address sanitize-thread: $(VENV)/.installed-dev
 	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-		-DFASTDISTIL_PYTHON=OFF -DFASTDISTIL_TESTS=ON -DFASTDISTIL_SANITIZE=$(SANITIZERS) --log-level=NOTICE
+		-DFASTDISTIL_PYTHON=OFF -DFASTDISTIL_TESTS=ON -DFASTDISTIL_CUDA_TESTS=$(CUDA_TESTS) \
+		-DFASTDISTIL_SANITIZE=$(SANITIZERS) --log-level=NOTICE
 	$(BIN)/cmake --build build/$@
 	$(RUN) build/$@/fastdistil_cpu_tests
+	$(if $(filter ON,$(CUDA_TESTS)),build/$@/fastdistil_cuda_tests)
 
 # The same tests for 64-bit ARM, where the portable kernels are all there is: compiled on any machine,
 # run on such a CPU or in QEMU. A QEMU with plugins aborts as soon as a forked child starts threads,
-# and one test does that; Debian's static build has no plugins.
+# and one test does that; Debian's static build has no plugins. Without the CUDA kernels' tests: off
+# x86-64 the emulation switches stacks with ucontext, which musl lacks.
 ZIG_CMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" ZIG_GLOBAL_CACHE_DIR="$(CURDIR)/.cache/zig" cmake
 cross-aarch64: $(VENV)/.installed-dev
 	$(ZIG_CMAKE) -S . -B build/$@ -G Ninja --toolchain csrc/toolchains/aarch64-linux.cmake \
-		-DFASTDISTIL_PYTHON=OFF -DFASTDISTIL_TESTS=ON --log-level=NOTICE -Wno-unused-cli
+		-DFASTDISTIL_PYTHON=OFF -DFASTDISTIL_TESTS=ON -DFASTDISTIL_CUDA_TESTS=OFF --log-level=NOTICE \
+		-Wno-unused-cli
 	$(ZIG_CMAKE) --build build/$@
 	@tests=build/$@/fastdistil_cpu_tests; run=; lacks=; \
 	if [ "$$(uname -sm)" = "Linux aarch64" ]; then :; \
@@ -101,15 +119,26 @@ compile-gate: $(VENV)/.installed-dev $(TRITON36)/.installed
 	PYTHONPATH=$(CURDIR)/$(TRITON36) $(BIN)/python tests/compile_gate.py
 	$(BIN)/python tests/compile_gate.py
 
+# CUDA's compiler, without the rest of CUDA: one edition, so that every machine's gate says the same.
+$(CUDA13)/.installed: | $(BIN)/python
+	rm -rf $(CUDA13)
+	$(PIP_INSTALL) --no-deps --target $(CUDA13) nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
+		nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+	touch $@
+
+# Every kernel in csrc/cuda, compiled for every GPU and its machine code looked at. No GPU needed.
+cuda-gate: $(VENV)/.installed-dev $(CUDA13)/.installed
+	$(BIN)/python tests/cuda_gate.py
+
 # The GPU kernels and engine in Triton's interpreter.
-pytest-kernels: $(VENV)/.installed-dev $(VENV)/.built
+pytest-kernels: $(VENV)/.installed-dev $(TESTED)
 	TRITON_INTERPRET=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu_kernels
 
-pytest: $(VENV)/.installed-dev $(VENV)/.built
-	$(BIN)/python -c 'import fastdistil._C'
+pytest: $(VENV)/.installed-dev $(TESTED)
+	$(BIN)/python -c 'from fastdistil import _C; assert _C.cuda.emulated'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-pytest-transformers4: $(VENV)/.installed-dev $(VENV)/.built $(TRANSFORMERS4)/.installed
+pytest-transformers4: $(VENV)/.installed-dev $(TESTED) $(TRANSFORMERS4)/.installed
 	HF_HUB_OFFLINE=1 FASTDISTIL_TEST_TRANSFORMERS=4 PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) \
 		$(BIN)/python -m pytest tests/test_kernels_package.py tests/test_drop_in*.py
 
@@ -132,16 +161,18 @@ gpu-test: gpu-build
 gpu-tune gpu-bench gpu-profile: gpu-%: gpu-build
 	$(GPU_RUN) $* $(GPU_FLAGS)
 
-# The extension is for CPUs: without a compiler the GPU's part goes on alone.
-gpu-build: $(if $(DRY),$(VENV)/.installed-dev $(VENV)/.built)
+# The extension, with CUDA kernels for the GPU that is there; without compilers Triton's part goes on
+# alone.
+gpu-build: $(if $(DRY),$(VENV)/.installed-dev $(TESTED))
+	$(if $(DRY),,rm -f $(BUILT) $(TESTED))
 	$(if $(DRY),,-$(GPU_PYTHON) setup.py --quiet build_ext --inplace)
 
 # --- and the rest ---------------------------------------------------------------------------------
 
-bench: $(VENV)/.installed-bench $(VENV)/.built
+bench: $(VENV)/.installed-bench $(BUILT)
 	$(BIN)/python -m benchmarks.forward --json
 
 clean:
-	rm -rf build dist *.egg-info fastdistil/_C.* $(VENV)/.built
+	rm -rf build dist *.egg-info fastdistil/_C.* $(BUILT) $(TESTED)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,5 +1,8 @@
-// The only file that knows Python. Tensors come as addresses whose shapes, dtypes and strides
-// fastdistil/backends/cpu.py has checked; everything here runs without the interpreter lock.
+// The CPU engine for Python; only this file and bindings_cuda.cpp know Python. Tensors come as
+// addresses whose shapes, dtypes and strides fastdistil/backends/cpu.py has checked; everything
+// here runs without the interpreter lock.
+#include "bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,21 +20,8 @@ namespace py = pybind11;
 namespace {
 
 using namespace fastdistil::cpu;
-
-template <class Value>
-Value one_of(const char* argument, const std::string& name,
-             const std::map<std::string, Value>& known) {
-  const auto found = known.find(name);
-  if (found != known.end()) return found->second;
-  std::string names;
-  for (const auto& entry : known) names += (names.empty() ? "" : ", ") + entry.first;
-  throw std::invalid_argument(std::string(argument) + " is '" + name + "': supported are " + names);
-}
-
-template <class T>
-T* address(std::uintptr_t value) {
-  return reinterpret_cast<T*>(value);
-}
+using fastdistil::address;
+using fastdistil::one_of;
 
 py::dict kernels_dict(const Kernels& kernels) {
   py::dict entry;
@@ -159,4 +149,7 @@ PYBIND11_MODULE(_C, module) {
                              })
       .def_property_readonly("description",
                              [](const Encoder& encoder) { return encoder.kernels().description; });
+#if FASTDISTIL_HAVE_CUDA
+  bind_cuda(module);
+#endif
 }

@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from cuda_gate import find_nvcc
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -33,6 +34,7 @@ SOURCES = [
     "kernels",
 ]
 NO_COMPILER = {"CXX": "/nonexistent/c++"}
+NO_NVCC = {"CUDACXX": "/nonexistent/nvcc"}
 
 
 def run(
@@ -112,7 +114,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path) -> Path:
-    return build_wheel(source, source.parent / "wheels")
+    return build_wheel(source, source.parent / "wheels", FASTDISTIL_CUDA="", **NO_NVCC)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,13 @@ def test_extension_neither_links_nor_mentions_torch(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         content = archive.read(extension)
     assert not re.search(rb"libtorch|libc10|c10::|at::Tensor", content)
+
+
+def test_extension_has_no_cuda_kernels_without_nvcc_and_never_emulated_ones(wheel: Path) -> None:
+    (extension,) = (name for name in files_in(wheel) if name.startswith("fastdistil/_C."))
+    with zipfile.ZipFile(wheel) as archive:
+        content = archive.read(extension)
+    assert not re.search(rb"emulation: |embed_layernorm", content)
 
 
 def test_installed_wheel_resolves_kernels_in_its_own_folder(
@@ -263,6 +272,104 @@ def test_code_that_does_not_compile_fails_the_build_and_shows_the_error(tmp_path
     )
     assert "these bindings are broken" in said
     assert not wheels.exists() or not list(wheels.iterdir())
+
+
+# --- CUDA kernels ---------------------------------------------------------------------------------
+
+# A driver that has one GPU, of compute capability 9.0.
+DRIVER = """
+extern "C" int cuInit(unsigned) { return 0; }
+extern "C" int cuDeviceGetCount(int* count) { return *count = 1, 0; }
+extern "C" int cuDeviceGet(int* device, int) { return *device = 0; }
+extern "C" int cuDeviceGetAttribute(int* value, int attribute, int) {
+  return *value = attribute == 75 ? 9 : 0, 0;
+}
+"""
+KERNEL = """
+__global__ void anybodys_kernel(int* x) { *x = 1; }
+int launched() { return anybodys_kernel<<<1, 1>>>(nullptr), 0; }
+"""
+SMALL = {
+    "bindings.cpp": "#if FASTDISTIL_HAVE_CUDA\nint launched();\n#endif\n"
+    'extern "C" void* PyInit__C() {\n#if FASTDISTIL_HAVE_CUDA\nlaunched();\n#endif\nreturn 0; }\n',
+    "bindings_cuda.cpp": "",
+}
+
+
+def small_sources(folder: Path) -> Path:
+    """A checkout that compiles in a second; with one CUDA kernel."""
+    source = copy_sources(folder / "source")
+    for path in (source / "csrc" / "cpu").glob("*.cpp"):
+        path.write_text("")
+    for path in (source / "csrc" / "cuda").glob("*.cu"):
+        path.unlink()
+    for name, text in SMALL.items():
+        (source / "csrc" / name).write_text(text)
+    (source / "csrc" / "cuda" / "layernorm.cu").write_text(KERNEL)
+    return source
+
+
+def machine_with_gpu(folder: Path) -> dict[str, str]:
+    """An environment variable that makes this machine look like one."""
+    (folder / "driver.cpp").write_text(DRIVER)
+    library = folder / "libcuda.so.1"
+    run(["c++", "-shared", "-fPIC", "-o", library, folder / "driver.cpp"])
+    return {"LD_LIBRARY_PATH": str(folder)}
+
+
+def build_in_place(source: Path, *, fails: bool = False, **env: str) -> tuple[str, bytes]:
+    """What setup.py said, and the extension that it left."""
+    inherited = {"FASTDISTIL_CUDA": "", **env}
+    said = run(
+        [sys.executable, "setup.py", "build_ext", "-i"], cwd=source, fails=fails, **inherited
+    )
+    return said, b"".join(path.read_bytes() for path in (source / "fastdistil").glob("_C.*"))
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({"FASTDISTIL_CUDA": "yes"}, "FASTDISTIL_CUDA is 'yes': supported are 1, 0 and emulated"),
+        ({"FASTDISTIL_CUDA": "1", **NO_NVCC}, "there is no nvcc"),
+        ({"FASTDISTIL_CUDA": "1", **NO_COMPILER}, "but the C++ compiler that CXX names"),
+    ],
+)
+def test_cuda_kernels_that_cannot_be_had(env: dict[str, str], reason: str, tmp_path: Path) -> None:
+    said, built = build_in_place(small_sources(tmp_path), fails=True, **env)
+    assert f"error: {reason}" in said or (said.count("error: ") == 1 and reason in said)
+    assert built == b""
+
+
+def test_a_gpu_whose_nvcc_does_not_work_gets_an_extension_for_the_cpu(tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho this nvcc is broken >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    source = small_sources(tmp_path)
+    gpu = machine_with_gpu(tmp_path)
+    said, built = build_in_place(source, CUDACXX=str(nvcc), **gpu)
+    assert "WARNING: fastdistil is being installed without its CUDA kernels" in said
+    assert b"PyInit__C" in built
+    said, _ = build_in_place(source, CUDACXX=str(nvcc), FASTDISTIL_CUDA="0", **gpu)
+    assert "WARNING" not in said
+    build_in_place(source, fails=True, CUDACXX=str(nvcc), FASTDISTIL_CUDA="1", **gpu)
+
+
+@pytest.mark.skipif(
+    find_nvcc() is None, reason="needs nvcc, which `make cuda-gate` installs; CI runs that first"
+)
+def test_a_gpu_gets_kernels_of_its_own_and_every_way_its_own_extension(tmp_path: Path) -> None:
+    source = small_sources(tmp_path)
+    env = {"CUDACXX": str(find_nvcc()), **machine_with_gpu(tmp_path)}
+    said, with_kernels = build_in_place(source, **env)
+    assert "FASTDISTIL_CUDA_ARCHITECTURES=90a-real" in said
+    assert b"anybodys_kernel" in with_kernels
+    assert b"sm_90a" in with_kernels
+    _, without = build_in_place(source, FASTDISTIL_CUDA="0", **env)
+    assert b"anybodys_kernel" not in without
+    # Nothing is compiled, and yet the other extension is back.
+    said, again = build_in_place(source, **env)
+    assert "no work to do" in said
+    assert again == with_kernels
 
 
 # --- editable installs ----------------------------------------------------------------------------

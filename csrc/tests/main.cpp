@@ -17,6 +17,8 @@ int main(int argc, char** argv) {
     failed_tests += failed;
     std::cout << (failed ? "FAILED " : "ok     ") << test.name << "\n";
   }
-  std::cout << "C++ engine: " << run - failed_tests << " passed, " << failed_tests << " failed\n";
+  const std::string path = argv[0];
+  std::cout << path.substr(path.rfind('/') + 1) << ": " << run - failed_tests << " passed, "
+            << failed_tests << " failed\n";
   return failed_tests == 0 && run > 0 ? 0 : 1;
 }
