@@ -40,15 +40,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    DTYPES,
-    Launch,
-    check_same_device,
-    check_tensor,
-    size_of,
-    submit,
-    wait_for_the_launch_before,
-)
+from .checks import DTYPES, check_attention, check_tensor, score_scale
+from .launch import Launch, check_runs, submit, wait_for_the_launch_before
 from .settings import AttentionSetting, Settings, settings_for
 
 # The narrowest product that tensor cores take: l comes 16 times over.
@@ -273,7 +266,8 @@ def attention_launch(
         ValueError: shapes, devices or gaps that do not fit; a head_dim without settings; a scale
             that is no positive number, or one beside `scale_folded`.
     """
-    _check(qkv, cu_seqlens, max_seqlen, out, num_sequences)
+    cost = check_attention(qkv, cu_seqlens, max_seqlen, out, num_sequences)
+    check_runs("qkv", qkv)
     tokens, _, heads, head_dim = qkv.shape
     sequences = cu_seqlens.numel() - 1
     setting = settings.attention(qkv.dtype, head_dim, max_seqlen)
@@ -292,7 +286,7 @@ def attention_launch(
             "out_ptr": out,
             "sequences": sequences,
             "query_blocks": query_blocks,
-            "scale": _score_scale(head_dim, scale, scale_folded),
+            "scale": score_scale(head_dim, scale, scale_folded),
             "head_dim": head_dim,
         },
         constants={
@@ -309,41 +303,11 @@ def attention_launch(
         },
         num_warps=setting.num_warps,
         num_stages=setting.num_stages,
-        # As if all sequences were of the greatest length: the true ones are on the device.
-        flops=4 * tokens * min(max_seqlen, tokens) * heads * head_dim,
-        moved=size_of(qkv, cu_seqlens, num_sequences, out),
+        flops=cost.flops,
+        moved=cost.moved,
         tensor_cores=qkv.dtype != torch.float32 or setting.precision == "tf32x3",
         dependent=settings.dependent_launch,
     )
-
-
-def _check(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, out: Tensor, num_sequences: Tensor | None
-) -> None:
-    check_tensor("qkv", qkv, (None, 3, None, None), DTYPES)
-    tokens, _, heads, head_dim = qkv.shape
-    check_tensor("cu_seqlens", cu_seqlens, (None,), (torch.int32,))
-    if not cu_seqlens.numel():
-        raise ValueError("cu_seqlens: got shape [0]; at least the 0 that it begins with is needed")
-    if max_seqlen < 0:
-        raise ValueError(f"max_seqlen: got {max_seqlen}; 0 or more is allowed")
-    check_tensor("out", out, (tokens, heads * head_dim), (qkv.dtype,))
-    if num_sequences is not None:
-        check_tensor("num_sequences", num_sequences, (1,), (torch.int32,))
-    others = {"cu_seqlens": cu_seqlens, "out": out, "num_sequences": num_sequences}
-    check_same_device("qkv", qkv, others)
-
-
-def _score_scale(head_dim: int, scale: float | None, scale_folded: bool) -> float:
-    """What the kernel multiplies scores with before it takes powers of 2."""
-    if scale_folded:
-        if scale is not None:
-            raise ValueError(f"scale: got {scale} beside scale_folded=True; None is allowed there")
-        return 1.0
-    scale = head_dim**-0.5 if scale is None else scale
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale: got {scale}; a positive number is allowed")
-    return scale * math.log2(math.e)
 
 
 def _key_tile(setting: AttentionSetting, max_seqlen: int) -> tuple[int, int]:

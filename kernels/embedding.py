@@ -18,17 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    DTYPES,
-    Launch,
-    check_same_device,
-    check_tensor,
-    size_of,
-    submit,
-    wait_for_the_launch_before,
-)
+from .checks import check_embed_layernorm, check_errors
+from .launch import Launch, check_runs, submit, wait_for_the_launch_before
 from .layernorm import (
-    check_width,
     layernorm_reference,
     load_row_parts,
     normalize_row_parts,
@@ -37,8 +29,6 @@ from .layernorm import (
     warps_for,
 )
 from .settings import Settings, settings_for
-
-WORD, POSITION, SEGMENT = 1, 2, 4  # bits of `errors`
 
 
 @triton.jit
@@ -129,29 +119,11 @@ def embed_layernorm_launch(
         ValueError: shapes, devices or gaps that do not fit; an empty table; segment ids without a
             segment table.
     """
-    check_tensor("word", word, (None, None), DTYPES)
-    (tokens,), width = input_ids.shape, word.shape[1]
-    check_width("word", width)
-    if segment_ids is not None and segment is None:
-        raise ValueError("segment_ids: given without a segment table; None is allowed then")
-    for name, table in (("word", word), ("position", position), ("segment", segment)):
-        if table is None:
-            continue
-        check_tensor(name, table, (None, width), (word.dtype,))
-        if not table.shape[0]:
-            raise ValueError(f"{name}: got no rows; at least one is needed")
-    names = {"input_ids": input_ids, "positions": positions, "segment_ids": segment_ids}
-    for name, ids in names.items():
-        if ids is not None:
-            check_tensor(name, ids, (tokens,), (torch.int32,))
-    for name, vector in (("weight", weight), ("bias", bias)):
-        check_tensor(name, vector, (width,), (word.dtype,))
-    check_tensor("out", out, (tokens, width), (word.dtype,))
-    check_tensor("errors", errors, (1,), (torch.int32,))
-    others = {**names, "position": position, "segment": segment, "weight": weight, "bias": bias}
-    check_same_device("word", word, {**others, "out": out, "errors": errors})
+    ids = (input_ids, positions, segment_ids)
+    cost = check_embed_layernorm(*ids, word, position, segment, weight, bias, out, errors)
+    check_runs("word", word)
+    tokens, width = out.shape
     setting = settings.rows("embed_layernorm", word.dtype)
-    tables = 2 + (segment is not None)
     return Launch(
         name="embed_layernorm",
         kernel=embed_layernorm_kernel,
@@ -176,9 +148,8 @@ def embed_layernorm_launch(
         constants={**row_parts(width), "ROWS": setting.rows, "WAITS": settings.waits},
         num_warps=warps_for(setting, width),
         num_stages=1,
-        flops=out.numel() * (7 + tables - 1),
-        # A row of every table for each token, and the ids.
-        moved=(tables + 1) * size_of(out) + size_of(weight, bias, *names.values()),
+        flops=cost.flops,
+        moved=cost.moved,
         dependent=settings.dependent_launch,
     )
 
@@ -220,25 +191,6 @@ def embed_layernorm(
     out = _embed_layernorm(*operands, errors)
     check_errors(errors, word, position, segment)
     return out
-
-
-def check_errors(errors: Tensor, word: Tensor, position: Tensor, segment: Tensor | None) -> None:
-    """Raise if the kernel has met an id outside its table. Waits for the GPU.
-
-    Raises:
-        ValueError: naming the ids and what is allowed.
-    """
-    found = int(errors.item())
-    tables = (
-        (WORD, "input_ids", word),
-        (POSITION, "positions", position),
-        (SEGMENT, "segment_ids", segment),
-    )
-    for bit, name, table in tables:
-        if found & bit and table is not None:
-            raise ValueError(
-                f"{name}: some are outside the table; 0 to {table.shape[0] - 1} is allowed"
-            )
 
 
 @torch.library.custom_op("fastdistil::embed_layernorm", mutates_args=("errors",))

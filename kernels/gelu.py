@@ -26,15 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    DTYPES,
-    Launch,
-    check_same_device,
-    check_tensor,
-    size_of,
-    submit,
-    wait_for_the_launch_before,
-)
+from .checks import APPROXIMATIONS, check_approximate, check_bias_gelu
+from .launch import Launch, check_runs, submit, wait_for_the_launch_before
 from .settings import Settings, settings_for
 
 # Eight elements to each of 128 threads.
@@ -48,11 +41,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
-
-# Operations per element, a function such as erf, exp or the reciprocal counted as one.
-_FLOPS = {"none": 0, "gelu": 5, "gelu_tanh": 10, "relu": 1, "silu": 4}
-
-_APPROXIMATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
 
 
 @triton.jit
@@ -135,11 +123,8 @@ def bias_gelu_launch(
         TypeError: a dtype the kernel does not read, or dtypes that differ.
         ValueError: shapes, devices or gaps that do not fit; an unknown activation.
     """
-    check_activation(activation)
-    check_tensor("x", x, (None, None), DTYPES)
-    check_tensor("bias", bias, (x.shape[1],), (x.dtype,))
-    check_tensor("out", out, tuple(x.shape), (x.dtype,))
-    check_same_device("x", x, {"bias": bias, "out": out})
+    cost = check_bias_gelu(x, bias, activation, out)
+    check_runs("x", x)
     tokens, width = x.shape
     setting = settings.rows("bias_gelu", x.dtype)
     block = min(triton.next_power_of_2(max(width, 1)), _BLOCK_COLUMNS)
@@ -157,20 +142,10 @@ def bias_gelu_launch(
         },
         num_warps=setting.num_warps,
         num_stages=1,
-        flops=x.numel() * (1 + _FLOPS[activation]),
-        moved=size_of(x, bias, out),
+        flops=cost.flops,
+        moved=cost.moved,
         dependent=settings.dependent_launch,
     )
-
-
-def check_activation(activation: str) -> None:
-    """Refuse a name that is no key of ACTIVATIONS.
-
-    Raises:
-        ValueError: naming those there are.
-    """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
 
 
 def bias_gelu(
@@ -190,8 +165,7 @@ def bias_gelu(
     Raises:
         TypeError, ValueError: as `bias_gelu_launch`; an unknown `approximate`.
     """
-    if approximate not in _APPROXIMATIONS:
-        raise ValueError(f"approximate: got {approximate!r}; allowed: none, tanh")
+    check_approximate(approximate)
     if out is None:
         return _bias_gelu(x, bias, approximate)
     _bias_gelu_out(x, bias, approximate, out)
@@ -221,7 +195,7 @@ def _(x: Tensor, bias: Tensor, approximate: str, out: Tensor) -> None:
 
 
 def _run(x: Tensor, bias: Tensor, approximate: str, out: Tensor) -> None:
-    activation = _APPROXIMATIONS[approximate]
+    activation = APPROXIMATIONS[approximate]
     submit(bias_gelu_launch(x, bias, activation, out, settings_for(x.device)), x.device)
 
 

@@ -24,8 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-# What a kernel may read and write: the precisions of the engine.
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from .checks import check_together
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,50 +133,25 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
-def check_tensor(
-    name: str, tensor: Tensor, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...]
-) -> None:
-    """Refuse a tensor that a kernel would misread.
-
-    Args:
-        name: the argument's, for the message.
-        tensor: contiguous, of that shape (None stands for any size) and one of those dtypes.
-
-    Raises:
-        TypeError: another dtype.
-        ValueError: another shape, or gaps between the elements.
-    """
-    if tensor.dtype not in dtypes:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        got = str(tensor.dtype).removeprefix("torch.")
-        raise TypeError(f"{name}: got {got}; allowed: {allowed}")
-    fits = len(tensor.shape) == len(shape) and all(
-        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name}: got shape {list(tensor.shape)}; [{wanted}] is allowed")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name}: not contiguous; call .contiguous() on it")
-
-
 def check_same_device(first: str, tensor: Tensor, others: Mapping[str, Tensor | None]) -> None:
-    """Refuse operands that are not all where the first one is.
+    """Refuse operands that are not all where the first one is, and kernels run.
 
     Raises:
         ValueError: a tensor elsewhere, or one on a device that no kernel runs on.
     """
+    check_runs(first, tensor)
+    check_together(first, tensor, others)
+
+
+def check_runs(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor on a device that no kernel runs on; "meta" is for building launches.
+
+    Raises:
+        ValueError: naming those where they run.
+    """
     runs = tensor.device.type == "cuda" or interpreted()
     if not runs and not tensor.is_meta:
         raise ValueError(
-            f"{first}: on {tensor.device}; the kernels run on CUDA devices (and, with "
+            f"{name}: on {tensor.device}; the kernels run on CUDA devices (and, with "
             "TRITON_INTERPRET=1 in the environment, in Triton's interpreter)"
         )
-    for name, other in others.items():
-        if other is not None and other.device != tensor.device:
-            raise ValueError(f"{name}: on {other.device}, but {first} is on {tensor.device}")
-
-
-def size_of(*tensors: Tensor | None) -> int:
-    """Bytes that some tensors hold."""
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

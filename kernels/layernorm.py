@@ -20,20 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    DTYPES,
-    Launch,
-    check_same_device,
-    check_tensor,
-    size_of,
-    submit,
-    wait_for_the_launch_before,
-)
+from .checks import check_layernorm
+from .launch import Launch, check_runs, submit, wait_for_the_launch_before
 from .settings import RowSetting, Settings, settings_for
 
-# Registers end somewhere: a row of this many float32 numbers still fits a program's.
-WIDEST = 8192
-# And a thread's, as long as it has no more numbers than this.
+# A thread's registers hold its part of a row, as long as it has no more numbers than this.
 _MOST_NUMBERS = 64
 
 
@@ -140,16 +131,6 @@ def warps_for(setting: RowSetting, width: int) -> int:
     return max(setting.num_warps, triton.next_power_of_2(needed))
 
 
-def check_width(name: str, width: int) -> None:
-    """Refuse rows that no program can hold.
-
-    Raises:
-        ValueError: no columns, or more than WIDEST.
-    """
-    if not 1 <= width <= WIDEST:
-        raise ValueError(f"{name}: got rows of {width} numbers; 1 to {WIDEST} is allowed")
-
-
 def layernorm_launch(
     x: Tensor,
     weight: Tensor,
@@ -173,16 +154,9 @@ def layernorm_launch(
         TypeError: a dtype the kernel does not read, or dtypes that differ.
         ValueError: shapes, devices or gaps that do not fit.
     """
-    check_tensor("x", x, (None, None), DTYPES)
+    cost = check_layernorm(x, weight, bias, residual, out)
+    check_runs("x", x)
     tokens, width = x.shape
-    check_width("x", width)
-    check_tensor("weight", weight, (width,), (x.dtype,))
-    check_tensor("bias", bias, (width,), (x.dtype,))
-    if residual is not None:
-        check_tensor("residual", residual, (tokens, width), (x.dtype,))
-    check_tensor("out", out, (tokens, width), (x.dtype,))
-    others = {"weight": weight, "bias": bias, "residual": residual, "out": out}
-    check_same_device("x", x, others)
     setting = settings.rows("layernorm", x.dtype)
     return Launch(
         name="layernorm",
@@ -200,9 +174,8 @@ def layernorm_launch(
         constants={**row_parts(width), "ROWS": setting.rows, "WAITS": settings.waits},
         num_warps=warps_for(setting, width),
         num_stages=1,
-        # Sum, difference, square, sum, scale, weight, bias; and the residual.
-        flops=x.numel() * (7 + (residual is not None)),
-        moved=size_of(x, residual, weight, bias, out),
+        flops=cost.flops,
+        moved=cost.moved,
         dependent=settings.dependent_launch,
     )
 

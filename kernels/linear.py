@@ -35,16 +35,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .gelu import ACTIVATIONS, activate, check_activation
-from .launch import (
-    DTYPES,
-    Launch,
-    check_same_device,
-    check_tensor,
-    size_of,
-    submit,
-    wait_for_the_launch_before,
-)
+from .checks import DTYPES, check_activation, check_tensor, size_of
+from .gelu import ACTIVATIONS, activate
+from .launch import Launch, check_same_device, submit, wait_for_the_launch_before
 from .settings import LinearSetting, Settings, settings_for
 
 # Accumulators per thread from which the epilogue goes over a tile in two halves: the activation of

@@ -15,17 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, check_same_device, check_tensor, size_of, submit
-from .packing import (
-    IDS,
-    MASKS,
-    as_numbers,
-    block_of,
-    check_padded,
-    check_rowwise,
-    row_stride,
-    rowwise,
-)
+from .checks import IDS, MASKS, check_padded, check_rowwise, check_tensor, rowwise, size_of
+from .launch import Launch, check_same_device, submit
+from .packing import as_numbers, block_of, row_stride
 from .settings import Settings, settings_for
 
 # The smallest and the largest of no numbers: the largest and the smallest there are.

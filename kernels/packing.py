@@ -19,11 +19,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
+from .checks import (
+    DTYPES,
+    MASKS,
+    check_pack,
+    check_padded,
+    check_rowwise,
+    check_tensor,
+    check_total,
+    rowwise,
+    size_of,
+)
+from .launch import Launch, check_runs, check_same_device, submit
 from .settings import Settings, settings_for
-
-IDS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-MASKS = (torch.bool, *IDS, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 # Columns of a mask that a program looks at together.
 _BLOCK_COLUMNS = 1024
@@ -132,15 +140,9 @@ def pack_launch(
         TypeError: a dtype the kernel does not read or write.
         ValueError: shapes, devices or gaps that do not fit.
     """
-    check_padded("mask", mask, tuple(mask.shape), MASKS)
-    check_rowwise("mask", mask)
+    cost = check_pack(mask, cu_seqlens, positions, indices)
+    check_runs("mask", mask)
     batch, width = mask.shape
-    check_tensor("cu_seqlens", cu_seqlens, (batch + 1,), (torch.int32,))
-    check_tensor("positions", positions, (None,), (torch.int32,))
-    _check_total("positions", len(positions), mask)
-    check_tensor("indices", indices, (len(positions),), (torch.int64,))
-    others = {"cu_seqlens": cu_seqlens, "positions": positions, "indices": indices}
-    check_same_device("mask", mask, others)
     return Launch(
         name="pack",
         kernel=pack_kernel,
@@ -158,7 +160,7 @@ def pack_launch(
         num_warps=settings.rows("pack", mask.dtype).num_warps,
         num_stages=1,
         flops=0,
-        moved=size_of(mask, cu_seqlens, positions, indices),
+        moved=cost.moved,
     )
 
 
@@ -187,7 +189,7 @@ def pack(mask: Tensor, total: int | None = None) -> tuple[Tensor, Tensor, Tensor
 def _pack(mask: Tensor, total: int | None) -> tuple[Tensor, Tensor, Tensor]:
     check_padded("mask", mask, tuple(mask.shape), MASKS)
     places = mask.numel() if total is None else total
-    _check_total("total", places, mask)
+    check_total("total", places, mask)
     mask = rowwise(mask)
     settings = settings_for(mask.device)
     counts = mask.new_empty(len(mask) + 1, dtype=torch.int32)
@@ -360,47 +362,3 @@ def as_numbers(mask: Tensor) -> Tensor:
 
 def row_stride(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.stride(0)
-
-
-def rowwise(tensor: Tensor) -> Tensor:
-    """The same numbers, without gaps within a row."""
-    return tensor if is_rowwise(tensor) else tensor.contiguous()
-
-
-def is_rowwise(tensor: Tensor) -> bool:
-    return tensor.shape[1] <= 1 or tensor.stride(1) == 1
-
-
-def check_padded(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
-) -> None:
-    """Refuse what is no [B, S] of those dtypes.
-
-    Raises:
-        TypeError, ValueError: another dtype, another shape.
-    """
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{name}: got {tensor.dtype}; allowed: {', '.join(map(str, dtypes))}")
-    if tensor.dim() != 2 or tuple(tensor.shape) != shape:
-        wanted = list(shape) if len(shape) == 2 else "[B, S]"
-        raise ValueError(f"{name}: got shape {list(tensor.shape)}; {wanted} is allowed")
-
-
-def check_rowwise(name: str, tensor: Tensor) -> None:
-    """Refuse rows with gaps; rows themselves may lie anywhere.
-
-    Raises:
-        ValueError: gaps.
-    """
-    if not is_rowwise(tensor):
-        raise ValueError(f"{name}: its rows are not contiguous; call .contiguous() on it")
-
-
-def _check_total(name: str, total: int, mask: Tensor) -> None:
-    """Refuse more tokens than a batch has places for.
-
-    Raises:
-        ValueError: naming the limit.
-    """
-    if not 0 <= total <= mask.numel():
-        raise ValueError(f"{name}: got {total} tokens; 0 to {mask.numel()} is allowed")

@@ -22,11 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, Launch, check_same_device, check_tensor, size_of, submit
-from .layernorm import check_width, load_row_parts, row_parts, store_row_parts, warps_for
+from .checks import POOLINGS as POOLINGS
+from .checks import check_pool
+from .launch import Launch, check_runs, submit
+from .layernorm import load_row_parts, row_parts, store_row_parts, warps_for
 from .settings import Settings, settings_for
-
-POOLINGS = ("mean", "cls", "max")
 
 
 @triton.jit
@@ -113,19 +113,10 @@ def pool_launch(
         TypeError: a dtype the kernel does not read or write.
         ValueError: shapes, devices or gaps that do not fit; an unknown pooling.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling: got {pooling!r}; allowed: {', '.join(POOLINGS)}")
-    check_tensor("hidden", hidden, (None, None), DTYPES)
-    tokens, width = hidden.shape
-    check_width("hidden", width)
-    check_tensor("cu_seqlens", cu_seqlens, (None,), (torch.int32,))
-    if not cu_seqlens.numel():
-        raise ValueError("cu_seqlens: got shape [0]; at least the 0 that it begins with is needed")
-    sequences = cu_seqlens.numel() - 1
-    check_tensor("out", out, (sequences, width), (torch.float32,))
-    check_same_device("hidden", hidden, {"cu_seqlens": cu_seqlens, "out": out})
+    cost = check_pool(hidden, cu_seqlens, pooling, normalize, out)
+    check_runs("hidden", hidden)
+    sequences, width = out.shape
     setting = settings.rows("pool", hidden.dtype)
-    read = sequences if pooling == "cls" else tokens
     return Launch(
         name=f"pool_{pooling}",
         kernel=pool_kernel,
@@ -139,8 +130,8 @@ def pool_launch(
         },
         num_warps=warps_for(setting, width),
         num_stages=1,
-        flops=read * width + 3 * normalize * out.numel(),
-        moved=read * width * hidden.element_size() + size_of(cu_seqlens, out),
+        flops=cost.flops,
+        moved=cost.moved,
     )
 
 

@@ -9,6 +9,8 @@ What is in a file::
     {"measured_on": "NVIDIA H100 80GB HBM3" or null,
      "chunk_tokens": 8192,
      "dependent_launch": false,
+     "latency_tokens": 128,
+     "latency_chain": false,
      "linear":    {"half": {"*": [rule, ...], "768x3072": [rule, ...]}, "fp32": {...}},
      "fastest":   the same, for callers who do without batch invariance; may be left out,
      "attention": {"half": {"64": {"key_block": 64, "rules": [rule, ...]}, ...}, "fp32": {...}},
@@ -16,7 +18,9 @@ What is in a file::
 
 `chunk_tokens` is how many tokens go through the encoder together at most; larger batches go in
 several turns. `dependent_launch` (from sm_90 on; may be left out) has kernels start before those in
-front of them have ended; see `launch.py`. "half" is bf16 and fp16. The key of a linear layer is
+front of them have ended; see `launch.py`. `latency_tokens` is up to how many tokens the low-latency
+kernel of csrc/cuda is faster, which nothing in this folder knows of, and `latency_chain` has that
+launched step by step (both may be left out). "half" is bf16 and fp16. The key of a linear layer is
 "out_features x in_features" without spaces, "*" is any. The first rule whose limit (`max_tokens`,
 `max_seqlen`; null: none) is not exceeded holds.
 
@@ -44,6 +48,8 @@ from .launch import interpreted
 
 TUNING = Path(__file__).resolve().parent / "tuning"
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
+# Where nobody has measured: beyond this a forward multiplies more than it waits for weights.
+_LATENCY_TOKENS = 128
 # Those that know dependent launches.
 _DEPENDENT_TARGETS = ("sm_90", "sm_100")
 # The operations that go by rows: their settings do not depend on sizes.
@@ -129,6 +135,8 @@ class Settings:
             self.chunk_tokens = int(table["chunk_tokens"])
             # The interpreter launches one by one, whatever the table says.
             self.dependent_launch = _dependent_launch(target, table) and self.waits
+            self.latency_tokens = int(table.get("latency_tokens", _LATENCY_TOKENS))
+            self.latency_chain = bool(table.get("latency_chain", False))
             self._linear = {
                 name: _linear_rules(table.get(name, {})) for name in ("linear", "fastest")
             }
