@@ -295,8 +295,12 @@ def _info() -> int:
 def _explain(options: argparse.Namespace) -> int:
     from .checkpoint import load_checkpoint
     from .config import EncoderConfig
-    from .launch_plan import plan_launches
+    from .launch_plan import plan_latency, plan_launches
 
     config = EncoderConfig() if options.model is None else load_checkpoint(options.model).config
-    print(plan_launches(config, options.batch, options.precision, options.gpu))
+    batch = (config, options.batch, options.precision, options.gpu)
+    print(plan_launches(*batch))
+    latency = plan_latency(*batch)
+    if latency is not None:
+        print(f"\n{latency}")
     return 0

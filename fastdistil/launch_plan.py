@@ -1,10 +1,11 @@
 """The launch plan: what a GPU forward of a given batch launches, moves and computes, and the least
 time that can take on a GPU one names. Nothing is run and no GPU is needed.
 
-The plan is the engine's own list of steps (`backends.cuda_plan`), built over tensors without data.
-A step's floor is the larger of two times: its operations at the GPU's arithmetic peak, and the
-bytes it must move at the memory's bandwidth (Williams et al., "Roofline", CACM 2009). Bytes count
-as if every operand came from memory; between neighbouring steps the L2 cache spares some of that.
+The plan is the engine's own list of steps (`backends.cuda_plan`), built over tensors without data;
+of few tokens also the one launch of the low-latency kernel (`backends.cuda_latency`). A step's
+floor is the larger of two times: its operations at the GPU's arithmetic peak, and the bytes it must
+move at the memory's bandwidth (Williams et al., "Roofline", CACM 2009). Bytes count as if every
+operand came from memory; between neighbouring steps the L2 cache spares some of that.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 
 from .backends.cuda import DTYPES
+from .backends.cuda_latency import DTYPES as LATENCY_DTYPES
+from .backends.cuda_latency import HIDDEN_SIZES, MOST_TOKENS, cost_of
 from .backends.cuda_plan import Buffers, ForwardPlan, Step, bucket_of, length_class_of
 from .backends.cuda_weights import fold
 from .config import EncoderConfig
@@ -32,6 +35,7 @@ class Gpu:
         half: dense bf16 and fp16 products with float32 sums, in FLOP/s.
         tf32: dense tf32 products, in FLOP/s; float32 products take three of them.
         bandwidth: of its memory, in bytes/s.
+        multiprocessors: how many it has.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Gpu:
     half: float
     tf32: float
     bandwidth: float
+    multiprocessors: int
 
     def rate(self, precision: str) -> float:
         """FLOP/s of products at a precision."""
@@ -48,15 +53,15 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100", "sm_80", 312e12, 156e12, 2.04e12),  # SXM, 80 GB
-        Gpu("A10G", "sm_86", 70e12, 35e12, 0.6e12),
-        Gpu("RTX 3090", "sm_86", 71e12, 35.6e12, 0.936e12),
-        Gpu("L4", "sm_89", 121e12, 60e12, 0.3e12),
-        Gpu("L40S", "sm_89", 362e12, 183e12, 0.864e12),
-        Gpu("RTX 4090", "sm_89", 165e12, 82.6e12, 1.008e12),
-        Gpu("H100", "sm_90", 989e12, 494e12, 3.35e12),  # SXM
-        Gpu("H200", "sm_90", 989e12, 494e12, 4.8e12),
-        Gpu("B200", "sm_100", 2250e12, 1125e12, 8.0e12),
+        Gpu("A100", "sm_80", 312e12, 156e12, 2.04e12, 108),  # SXM, 80 GB
+        Gpu("A10G", "sm_86", 70e12, 35e12, 0.6e12, 80),
+        Gpu("RTX 3090", "sm_86", 71e12, 35.6e12, 0.936e12, 82),
+        Gpu("L4", "sm_89", 121e12, 60e12, 0.3e12, 58),
+        Gpu("L40S", "sm_89", 362e12, 183e12, 0.864e12, 142),
+        Gpu("RTX 4090", "sm_89", 165e12, 82.6e12, 1.008e12, 128),
+        Gpu("H100", "sm_90", 989e12, 494e12, 3.35e12, 132),  # SXM
+        Gpu("H200", "sm_90", 989e12, 494e12, 4.8e12, 132),
+        Gpu("B200", "sm_100", 2250e12, 1125e12, 8.0e12, 148),
     )
 }
 
@@ -126,8 +131,8 @@ class LaunchPlan:
         launches = sum(step.launches for step in self.steps)
         lines += [
             "",
-            f"{launches} launches, {self.flops / 1e9:,.2f} GFLOP, {self.moved / 1e6:,.1f} MB; "
-            f"at least {self.seconds * 1e6:,.1f} us, so at most "
+            f"{launches} launch{'' if launches == 1 else 'es'}, {self.flops / 1e9:,.2f} GFLOP, "
+            f"{self.moved / 1e6:,.1f} MB; at least {self.seconds * 1e6:,.1f} us, so at most "
             f"{self.tokens / self.seconds:,.0f} tokens/s",
         ]
         return "\n".join(lines)
@@ -147,7 +152,7 @@ def plan_launches(
     Args:
         config: the encoder.
         lengths: tokens of each sequence.
-        precision: "bf16", "fp16" or "fp32".
+        precision: "bf16", "fp16", "fp32" or "int8" (as many tokens meet it: weights in bf16).
         gpu: one of GPUS.
 
     Raises:
@@ -181,6 +186,39 @@ def plan_launches(
         rows,
         tuple(_counted(steps, attention, GPUS[gpu], precision)),
     )
+
+
+def plan_latency(
+    config: EncoderConfig, lengths: Sequence[int], precision: str = "bf16", gpu: str = "H100"
+) -> LaunchPlan | None:
+    """What the low-latency kernel does for a batch; None where there is none for it.
+
+    Its floor is the larger of two times for the whole forward, since its weights arrive while it
+    computes.
+
+    Args:
+        config: the encoder.
+        lengths: tokens of each sequence, one at least in all.
+        precision: "bf16", "fp16", "fp32" or "int8".
+        gpu: one of GPUS.
+    """
+    tokens = sum(lengths)
+    fits = config.hidden_size in HIDDEN_SIZES and tokens <= MOST_TOKENS
+    if not fits or precision not in LATENCY_DTYPES:
+        return None
+    cost, chosen = cost_of(config, lengths, precision), GPUS[gpu]
+    compute, memory = cost.flops / chosen.rate(precision), cost.moved / chosen.bandwidth
+    step = PlannedStep(
+        "low-latency encoder",
+        1,
+        (chosen.multiprocessors,),
+        cost.flops,
+        cost.moved,
+        max(compute, memory),
+        "compute" if compute > memory else "memory",
+    )
+    title = f"the same in one launch, {precision} weights (deterministic=False)"
+    return LaunchPlan(title, tokens, tokens, (step,))
 
 
 def _counted(

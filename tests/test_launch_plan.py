@@ -6,7 +6,7 @@ import pytest
 
 from fastdistil.backends.cuda_plan import bucket_of
 from fastdistil.config import EncoderConfig
-from fastdistil.launch_plan import GPUS, LaunchPlan, PlannedStep, plan_launches
+from fastdistil.launch_plan import GPUS, LaunchPlan, PlannedStep, plan_latency, plan_launches
 
 # 32 sequences of 128 tokens through DistilBERT-base: D = 768, F = 3072, 12 heads, 6 layers.
 T, D, F, LAYERS = 4096, 768, 3072, 6
@@ -105,11 +105,38 @@ def test_it_prints_as_a_table(plan: LaunchPlan) -> None:
     assert len({len(line.rsplit("  ", 1)[0]) for line in lines[2:-2]}) == 1
 
 
+def test_few_tokens_in_one_launch() -> None:
+    plan = plan_latency(EncoderConfig(), [16])
+    assert plan is not None
+    (only,) = plan.steps
+    assert (only.launches, only.grid, only.bound) == (1, (132,), "memory")
+    # The products' weights once, in two bytes; 3.35 TB/s.
+    weights = LAYERS * (4 * D * D + 2 * D * F)
+    assert 2 * weights < plan.moved < 2.02 * weights
+    assert plan.seconds == pytest.approx(plan.moved / 3.35e12)
+    eight = plan_latency(EncoderConfig(), [16], "int8")
+    assert eight is not None
+    assert eight.moved < 0.51 * plan.moved
+    assert str(plan).splitlines()[-1].startswith("1 launch, ")
+
+
+@pytest.mark.parametrize(
+    ("config", "lengths", "precision"),
+    [
+        (EncoderConfig(), [256, 1], "bf16"),
+        (EncoderConfig(), [16], "fp32"),
+        (EncoderConfig(hidden_size=512, num_heads=8, intermediate_size=2048), [16], "bf16"),
+    ],
+)
+def test_no_low_latency_kernel(config: EncoderConfig, lengths: list[int], precision: str) -> None:
+    assert plan_latency(config, lengths, precision) is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (([16], "bf16", "H101"), "gpu: got 'H101'; allowed: A100, "),
-        (([16], "int4", "H100"), "precision: got 'int4'; allowed: bf16, fp16, fp32"),
+        (([16], "int4", "H100"), "precision: got 'int4'; allowed: bf16, fp16, fp32, int8"),
         (([], "bf16", "H100"), "lengths: got "),
         (([0], "bf16", "H100"), "lengths: got "),
         (([513], "bf16", "H100"), "lengths: got 513; the model takes 512"),

@@ -1,5 +1,8 @@
 """The GPU engine: Triton kernels over packed tokens, a CUDA graph per size.
 
+Few tokens go through one launch of `cuda_latency` instead, where a program may have other bits for
+other sizes (`deterministic=False`) and the settings say that it is faster.
+
 A program owns one set of buffers. A forward copies its batch in, runs the steps of `cuda_plan` for
 its bucket, and copies the result out, all queued on the caller's stream: nothing waits for the GPU
 where the host knows the lengths already (`PackedBatch.facts`). Several threads and streams take
@@ -14,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -28,10 +31,18 @@ from ..packing import PackedBatch, validate
 from ..pooling import check_pooling
 from .base import DEFAULT_OPTIONS, EngineOptions, Program
 from .cuda_graphs import GraphCache
+from .cuda_latency import LatencyEncoder, refusal
 from .cuda_plan import Buffers, ForwardPlan, Step, bucket_of, length_class_of
-from .cuda_weights import fold
+from .cuda_weights import EncoderWeights, fold, in_dtype, rounded_to_int8
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# What a precision computes in. int8: weights on 255 levels for each output; few tokens are
+# multiplied by them as they are, many by the same numbers in bf16.
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "int8": torch.bfloat16,
+}
 HEAD_DIMS = (32, 64, 128)
 
 _OLDEST_TRITON = (3, 6)
@@ -64,7 +75,11 @@ class CudaProgram:
         self._tokens = bucket_of(self._settings.chunk_tokens)
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            self._weights = fold(config, state_dict, device, self._dtype)
+            wide = fold(config, state_dict, device, torch.float32)
+            if precision == "int8":
+                wide = rounded_to_int8(wide)
+            self._weights = in_dtype(wide, self._dtype)
+            self._latency, self._no_latency = self._latency_of(wide)
             self._plan = self._plan_over(self._tokens)
             self._buffers = self._plan.buffers
             counts = self._buffers.sequences + 1
@@ -75,6 +90,8 @@ class CudaProgram:
         # Whose work the buffers and weights are waiting for: so far, that of making them.
         self._stream = torch.cuda.current_stream(device) if _is_gpu(device) else None
         self._memory = [*self._buffers.tensors(), *self._weights.tensors(), self._counts]
+        if self._latency is not None:
+            self._memory += self._latency.tensors()
 
     @property
     def instruction_set(self) -> str:
@@ -86,6 +103,9 @@ class CudaProgram:
     @property
     def note(self) -> str:
         """What launches the kernels."""
+        return f"{self._many_tokens_note()}; {self._few_tokens_note()}"
+
+    def _many_tokens_note(self) -> str:
         if self._graphs is not None and self._graphs.failure is None:
             return "CUDA graphs"
         why = self._graphs.failure if self._graphs is not None else "cuda_graphs=False"
@@ -93,17 +113,32 @@ class CudaProgram:
             why = "in the interpreter"
         return f"plain launches ({why})"
 
+    def _few_tokens_note(self) -> str:
+        latency = self._latency
+        if latency is None:
+            return f"no low-latency kernel ({self._no_latency})"
+        most = min(self._settings.latency_tokens, latency.most_tokens)
+        what = f"up to {most} tokens by the low-latency kernel, {latency.precision} weights"
+        if self._settings.latency_chain:
+            return f"{what}, in a chain of launches (measured to be faster)"
+        if latency.chain_reason is not None:
+            return f"{what}, in a chain of launches ({latency.chain_reason})"
+        return f"{what}, in one launch"
+
     @property
     def resident_bytes(self) -> int:
         """Bytes of the folded weights; buffers and graphs are not counted."""
-        return sum(tensor.nbytes for tensor in self._weights.tensors())
+        latency = 0 if self._latency is None else self._latency.resident_bytes
+        return sum(tensor.nbytes for tensor in self._weights.tensors()) + latency
 
     def run(self, batch: PackedBatch) -> Tensor:
-        """Last hidden states [T, D] in the precision's dtype."""
+        """Last hidden states [T, D] in the dtype that the precision computes in."""
         with torch.no_grad():
             out = torch.empty(
                 batch.num_tokens, self._config.hidden_size, dtype=self._dtype, device=self._device
             )
+            if self._run_at_once(batch, hidden=out):
+                return out
             for piece, buffers in self._forward(batch):
                 out[piece.tokens].copy_(buffers.hidden(piece.count))
         return out
@@ -116,6 +151,8 @@ class CudaProgram:
         with torch.no_grad():
             size = (batch.num_sequences, self._config.hidden_size)
             out = torch.empty(size, dtype=torch.float32, device=self._device)
+            if self._run_at_once(batch, pooled=out, pooling=pooling, normalize=normalize):
+                return out
             for piece, buffers in self._forward(batch):
                 vectors = out[piece.sequences]
                 cu_seqlens = buffers.cu_seqlens[: len(vectors) + 1]
@@ -147,6 +184,45 @@ class CudaProgram:
         """The steps of a forward of that size, over this program's own buffers."""
         return self._steps_of(_key(tokens, 1, max_seqlen, segments, self._tokens))
 
+    def _latency_of(self, weights: EncoderWeights) -> tuple[LatencyEncoder | None, str | None]:
+        """The encoder for few tokens, or why there is none."""
+        if self._options.deterministic:
+            return None, "deterministic=True: it sums in another order"
+        why = refusal(self._config, self._device, self.precision)
+        if why is not None:
+            return None, why
+        # Tables are not kept twice.
+        own = self._weights
+        weights = replace(weights, words=own.words, positions=own.positions, segments=own.segments)
+        return LatencyEncoder(self._config, weights, self._device, self.precision), None
+
+    def _run_at_once(self, batch: PackedBatch, **results: Any) -> bool:
+        """Run a small batch in one launch, straight from its tensors; False if that cannot be."""
+        latency = self._latency
+        if latency is None or self._in_chain(latency):
+            return False
+        if batch.num_sequences >= len(self._counts):
+            return False
+        if not self._is_small(latency, batch.num_tokens, batch.max_seqlen):
+            return False
+        self._check(batch)
+        count = self._counts[batch.num_sequences : batch.num_sequences + 1]
+        with self._lock, _device_of(self._device):
+            self._take_over()
+            return latency.run(batch, count, **results)
+
+    def _in_chain(self, latency: LatencyEncoder) -> bool:
+        return self._settings.latency_chain or latency.chain_reason is not None
+
+    def _is_small(self, latency: LatencyEncoder, tokens: int, max_seqlen: int) -> bool:
+        return tokens <= self._settings.latency_tokens and latency.takes(tokens, max_seqlen)
+
+    def _check(self, batch: PackedBatch) -> npt.NDArray[np.int32]:
+        """A batch's cu_seqlens, once all of it is known to be right."""
+        if batch.device != self._device:
+            raise ValueError(f"batch: on {batch.device}, but the weights are on {self._device}")
+        return validate(batch, self._config).cu_seqlens
+
     def _steps_of(self, key: _Key) -> list[Step]:
         steps = self._steps.get(key)
         if steps is None:
@@ -159,10 +235,28 @@ class CudaProgram:
         """A plan's steps, compiled: when they run one by one, they would be compiled so too."""
         from ..kernels.launch import Launch, compile_all
 
-        steps = plan.steps(*key)
+        steps = self._chain(plan.buffers, key) or plan.steps(*key)
         if _is_gpu(self._device):
             compile_all((step for step in steps if isinstance(step, Launch)), self._device)
         return steps
+
+    def _chain(self, buffers: Buffers, key: _Key) -> list[Step]:
+        """The low-latency kernel step by step over the buffers, where that is the way; else []."""
+        rows, sequences, length_class, segments = key
+        latency, longest = self._latency, min(length_class, self._config.max_positions)
+        if latency is None or not self._in_chain(latency):
+            return []
+        if not self._is_small(latency, rows, longest):
+            return []
+        batch = PackedBatch(
+            buffers.input_ids[:rows],
+            buffers.positions[:rows],
+            buffers.segment_ids[:rows] if segments else None,
+            buffers.cu_seqlens[: sequences + 1],
+            longest,
+        )
+        hidden = buffers.hidden(rows)
+        return list(latency.chain(batch, buffers.num_sequences, hidden, rows, longest))
 
     def _plan_over(self, tokens: int) -> ForwardPlan:
         """A plan with buffers of its own for so many tokens, and as many sequences."""
@@ -172,9 +266,7 @@ class CudaProgram:
 
     def _forward(self, batch: PackedBatch) -> Iterator[tuple[_Piece, Buffers]]:
         """Run a batch in one or more turns; a turn's buffers must be read before the next."""
-        if batch.device != self._device:
-            raise ValueError(f"batch: on {batch.device}, but the weights are on {self._device}")
-        pieces = cut(validate(batch, self._config).cu_seqlens, self._tokens)
+        pieces = cut(self._check(batch), self._tokens)
         with self._lock, _device_of(self._device):
             self._take_over()
             for piece in pieces:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,54 @@ class EncoderWeights:
             affine += vars(layer).values()
         for one in affine:
             yield from (one.weight, one.bias)
+
+
+def int8_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of [N, K] on 255 levels around zero: int8 [N, K] and float32 [N], a row's step.
+
+    The step is that of the row's largest number (Jacob et al., arXiv 1712.05877, section 3, with
+    one scale for each output channel). What this gives, multiplied out, gives the same again.
+    """
+    wide = matrix.float()
+    largest = wide.abs().amax(1)
+    # A row of zeros, or of numbers too small for a step: zeros.
+    steps = largest / 127
+    usable = steps >= torch.finfo(torch.float32).tiny
+    steps = torch.where(usable, steps, torch.ones_like(steps))
+    numbers = torch.where(usable[:, None], wide / steps[:, None], torch.zeros_like(wide))
+    return numbers.round().clamp(-127, 127).to(torch.int8), steps
+
+
+def rounded_to_int8(weights: EncoderWeights) -> EncoderWeights:
+    """The same with every matrix of a layer as `int8_rows` has it, as float32."""
+
+    def rounded(affine: Affine) -> Affine:
+        numbers, steps = int8_rows(affine.weight)
+        return Affine(numbers.float() * steps[:, None], affine.bias)
+
+    def layer(old: LayerWeights) -> LayerWeights:
+        names = ("qkv", "out", "inner", "outer")
+        return replace(old, **{name: rounded(getattr(old, name)) for name in names})
+
+    return replace(weights, layers=tuple(layer(old) for old in weights.layers))
+
+
+def in_dtype(weights: EncoderWeights, dtype: torch.dtype) -> EncoderWeights:
+    """The same, every number rounded to a dtype."""
+
+    def affine(old: Affine) -> Affine:
+        return Affine(old.weight.to(dtype), old.bias.to(dtype))
+
+    def layer(old: LayerWeights) -> LayerWeights:
+        return LayerWeights(**{name: affine(part) for name, part in vars(old).items()})
+
+    return EncoderWeights(
+        words=weights.words.to(dtype),
+        positions=weights.positions.to(dtype),
+        segments=None if weights.segments is None else weights.segments.to(dtype),
+        norm=affine(weights.norm),
+        layers=tuple(layer(old) for old in weights.layers),
+    )
 
 
 def fold(
