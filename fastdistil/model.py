@@ -172,7 +172,8 @@ class DistilBertModel(nn.Module):
         if self._wants_gradients(parameters):
             validate(batch, self.config)
             return reference.forward(self.config, parameters, batch)
-        return self._cache.get(parameters).run(batch).to(_first(parameters).dtype)
+        hidden = self._cache.compute(parameters, lambda program: program.run(batch))
+        return hidden.to(_first(parameters).dtype)
 
     def encode_packed(
         self, batch: PackedBatch, pooling: str = "mean", normalize: bool = False
@@ -183,7 +184,9 @@ class DistilBertModel(nn.Module):
         if self._wants_gradients(parameters):
             return pool(self.forward_packed(batch), batch.cu_seqlens, pooling, normalize)
         _check_device(batch.input_ids, _first(parameters).device)
-        return self._cache.get(parameters).run_pooled(batch, pooling, normalize)
+        return self._cache.compute(
+            parameters, lambda program: program.run_pooled(batch, pooling, normalize)
+        )
 
     def program(self) -> Program:
         """The weights as they are now, prepared for the backend that was chosen for them."""

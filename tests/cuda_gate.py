@@ -127,17 +127,12 @@ PARTIAL, WIDEST = 32 * 4, 8192 * 4
 
 LATENCY_HEAD_DIMS = {128: 64, 384: 32, 768: 64, 1024: 64}
 PANELS_AHEAD, PANELS_AHEAD_SMALL, TILES_AT_ONCE = 6, 3, 4
-SMALL = ("sm_86", "sm_89")
+# Those with three panels under way; and of them, those whose blocks have 99 KB.
+FEW_PANELS, SMALL = ("sm_80", "sm_86", "sm_89"), ("sm_86", "sm_89")
 
 # The longest sequence for which a block must have room. The host takes two row tiles only where
 # they fit, and refuses what does not fit with one: this is what a GPU is meant to be able to do.
 LATENCY_LONGEST = 128
-# With less on an A100, whose blocks have 163 KB. 0: it is not meant to run.
-LATENCY_LONGEST_ON_A100 = {
-    ("false", 768, 2): 112,
-    ("false", 1024, 1): 80,
-    ("false", 1024, 2): 0,
-}
 # And with 99 KB: short ones, of hidden sizes up to so many, with one row tile.
 LATENCY_LONGEST_SMALL, LATENCY_WIDEST_SMALL = 16, 768
 
@@ -159,12 +154,11 @@ def latency_shared(int8: str, hidden: int, row_tiles: int, panels: int, longest:
 
 def latency_shared_on(target: str, int8: str, hidden: int, row_tiles: int) -> int:
     """What a block must have room for on a GPU; 0 if nothing is asked of that."""
-    panels, longest = PANELS_AHEAD, LATENCY_LONGEST
-    if target == "sm_80":
-        longest = LATENCY_LONGEST_ON_A100.get((int8, hidden, row_tiles), longest)
-    elif target in SMALL:
+    panels = PANELS_AHEAD_SMALL if target in FEW_PANELS else PANELS_AHEAD
+    longest = LATENCY_LONGEST
+    if target in SMALL:
         runs = row_tiles == 1 and hidden <= LATENCY_WIDEST_SMALL
-        panels, longest = PANELS_AHEAD_SMALL, LATENCY_LONGEST_SMALL if runs else 0
+        longest = LATENCY_LONGEST_SMALL if runs else 0
     return latency_shared(int8, hidden, row_tiles, panels, longest) if longest else 0
 
 

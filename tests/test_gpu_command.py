@@ -221,7 +221,7 @@ def test_kernels_start_early_where_that_wins_somewhere_and_loses_nowhere(
         return {v: Timing((s * 1e-6,)) for v, s in zip(values, seconds[row.name], strict=True)}
 
     monkeypatch.setattr(tune_forward, "_race", race)
-    (_, job) = tune_forward.jobs(dry_session(tmp_path))
+    (_, _, job) = tune_forward.jobs(dry_session(tmp_path))
     found = job.run()
     assert found["chosen"] is chosen
     assert found["seconds"]["1 x 8"]["False"] == seconds["1 x 8"][0] * 1e-6
@@ -246,10 +246,11 @@ def test_other_bits_are_told_and_never_taken(
             return torch.tensor([next(self.answers)], dtype=torch.bfloat16)
 
     monkeypatch.setattr(tune_forward.contenders, "ours", lambda _precision: Moody())
-    (chunk, _) = tune_forward.jobs(dry_session(tmp_path))
+    monkeypatch.delenv("FASTDISTIL_TUNING", raising=False)
+    (_, chunk, _) = tune_forward.jobs(dry_session(tmp_path))
     with pytest.raises(ValueError, match="chunk_tokens 8192: other bits on 2 x 8"):
         chunk.run()
-    assert not list((tmp_path / "tuning").iterdir())
+    assert "FASTDISTIL_TUNING" not in os.environ
 
 
 # --- the table it writes --------------------------------------------------------------------------
@@ -524,7 +525,15 @@ def test_a_dry_run_walks_through_every_stage(tmp_path: Path) -> None:
     failed = [item for item in read_items(tmp_path / "gpu-bench.json").values() if "failed" in item]
     assert failed == []
     page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
-    for title in ("Targets", "Each kernel alone", "Where the time goes", "Tuning", "Tests"):
+    for title in (
+        "Targets",
+        "Few tokens",
+        "Kernels that only move numbers",
+        "Each kernel alone",
+        "Where the time goes",
+        "Tuning",
+        "Tests",
+    ):
         assert f"## {title}" in page
     assert before == {path: path.read_bytes() for path in (ROOT / "kernels" / "tuning").iterdir()}
 

@@ -17,9 +17,11 @@ from helpers import tiny_config
 from torch import Tensor, nn
 
 from fastdistil import program_cache
+from fastdistil.backends import Program
 from fastdistil.backends.cpu import CpuBackend, extension_error
 from fastdistil.backends.reference import ReferenceBackend
 from fastdistil.model import DistilBertModel
+from fastdistil.packing import pack_ids
 from fastdistil.program_cache import ParameterWalk, ProgramCache
 
 Q0 = "transformer.layer.0.attention.q_lin.weight"
@@ -119,6 +121,32 @@ def test_changed_weights_are_prepared_again(change: Callable[[DistilBertModel], 
     after = cache.get(named(model))
     assert after is not before
     assert cache.get(named(model)) is after
+
+
+@pytest.mark.parametrize("queues", [(), ("cpu",)])
+def test_weights_are_looked_at_behind_a_queued_forward(
+    queues: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program_cache, "_QUEUES", queues)
+    model, cache = model_and_cache()
+    batch = pack_ids([[5, 6, 7]])
+    ran: list[Program] = []
+
+    def run(program: Program) -> Tensor:
+        ran.append(program)
+        return program.run(batch)
+
+    first = cache.compute(named(model), run)
+    assert torch.equal(cache.compute(named(model), run), first)
+    assert len(set(ran)) == 1
+    load_other_weights(model)
+    changed = cache.compute(named(model), run)
+    assert not torch.equal(changed, first)
+    assert ran[-1] is cache.program
+    # Queued with the old weights first, where that is thrown away; not otherwise.
+    assert len(ran) == 3 + len(queues)
+    fresh = ProgramCache(tiny_config(), backend="reference")
+    assert torch.equal(fresh.get(named(model)).run(batch), changed)
 
 
 def test_watching_leaves_no_mark_on_the_weights() -> None:

@@ -12,25 +12,22 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from benchmarks.gpu import inputs, kernels_bench
+from benchmarks.gpu import inputs, kernels_bench, latency
 from benchmarks.gpu.contenders import (
+    LEAST_COSINE,
     Contender,
     Runner,
     Setup,
     contenders,
     eager,
+    least_cosine,
     ours,
 )
 from benchmarks.gpu.inputs import Inputs, Row
-from benchmarks.gpu.session import Job, OutOfTimeError, Session, reason_of, time_limit
+from benchmarks.gpu.session import Job, Session
 from benchmarks.gpu.timing import Call
-
-# The least cosine of any token with eager fp32: far looser than what the engines keep, far tighter
-# than what any mistake leaves.
-LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.999, "fp16": 0.999}
 
 # Ours, beside which every peer is timed.
 ANCHOR = ours("bf16")
@@ -47,14 +44,17 @@ def run(session: Session) -> bool:
 
 
 def jobs(session: Session) -> Iterator[Job]:
-    """Ours, quick peers, kernels alone, then whatever has to be compiled first."""
-    bench = Bench(session)
+    """Few tokens, ours, quick peers, kernels alone, then whatever has to be compiled first."""
+    bench, few = Bench(session), latency.Latency(session)
     quick, slow, slowest = contenders()
+    yield from few.jobs(latency.quick(few.setup))
     yield from bench.jobs(quick)
     yield from kernels_bench.jobs(session, compiled=False)
+    yield from few.jobs(latency.slow(), with_target=True)
     yield from bench.jobs(slow)
     yield from kernels_bench.jobs(session, compiled=True)
     yield from bench.jobs(slowest)
+    yield from few.jobs(latency.slow(), with_target=False)
 
 
 class Bench:
@@ -93,18 +93,8 @@ class Bench:
         }
         if contender.missing is not None:
             return record | {"missing": contender.missing}
-        try:
-            with time_limit(self._session.left()):
-                return record | self._measured(contender, row, form)
-        except OutOfTimeError:
-            raise
-        except Exception as error:
-            # A compiler that was interrupted reports that in its own words.
-            if self._session.left() <= 0:
-                raise OutOfTimeError from error
-            if contender.ours:
-                raise
-            return record | {"failed": reason_of(error)}
+        work = functools.partial(self._measured, contender, row, form)
+        return record | self._session.attempt(work, may_fail=not contender.ours)
 
     def _measured(self, contender: Contender, row: Row, form: str) -> dict[str, Any]:
         sets = self._inputs(row)
@@ -161,10 +151,5 @@ class Bench:
         """Over every token of every set."""
         worst = 1.0
         for one, call, want in zip(self._inputs(row), calls, self._expected(row), strict=True):
-            got = runner.tokens(one, form, call())
-            if got.shape != want.shape:
-                raise ValueError(f"wrong shape: {list(got.shape)}, not {list(want.shape)}")
-            cosines = torch.cosine_similarity(got.double(), want.double(), dim=-1)
-            # Not min() of Python's: NaN must come through.
-            worst = min(worst, float(cosines.nan_to_num(nan=-1.0).min()))
+            worst = min(worst, least_cosine(runner.tokens(one, form, call()), want))
         return worst

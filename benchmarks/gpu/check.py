@@ -28,7 +28,7 @@ _KERNEL_TESTS = ROOT / "tests" / "gpu_kernels"
 _DRY_TESTS = (str(_KERNEL_TESTS / "test_gelu.py"), "-k", "test_out or test_bad_input")
 _MARK = "mark.gpu"
 
-_TOOLS = ("memcheck", "racecheck")
+_TOOLS = ("memcheck", "racecheck", "synccheck")
 _SANITIZER = "compute-sanitizer"
 _SANITIZER_FOLDER = Path("/usr/local/cuda/bin")
 _SANITIZER_ERROR = 86

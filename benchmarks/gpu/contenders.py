@@ -3,26 +3,42 @@
 All run DistilBERT-base with the same seeded random weights, from token ids that lie on the device
 to the last hidden states. Engines that pad get whole batches, and where lengths differ also batches
 sorted by length; full batches go without a mask, which is their fastest path.
+
+For few tokens some also go further: to the pooled vectors on the device ("pooled"), and all the way
+from lists of token ids to numpy ("answer").
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastdistil
-from benchmarks.gpu import engines
+from benchmarks.gpu import device as devices
+from benchmarks.gpu import engines, tables
 from benchmarks.gpu.inputs import Inputs, Padded
 from benchmarks.workloads import random_distilbert
+from fastdistil.packing import pack_ids
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Of parameters and results. int8 is a precision of weights only.
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "int8": torch.bfloat16,
+}
+# The least cosine with eager fp32, of any token or vector: far looser than what the engines keep,
+# far tighter than what any mistake leaves.
+LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.999, "fp16": 0.999, "int8": 0.99}
 TINY = {
     "n_layers": 2,
     "dim": 64,
@@ -31,6 +47,8 @@ TINY = {
     "vocab_size": 500,
     "max_position_embeddings": 64,
 }
+# The smallest sizes that the low-latency kernel takes.
+TINY_LATENCY = {**TINY, "n_layers": 1, "dim": 128, "hidden_dim": 512}
 
 # What a first call may take, compilation included, on a machine with many cores.
 _SECONDS_TO_COMPILE = 25.0
@@ -41,23 +59,32 @@ class Runner(Protocol):
     """A loaded contender."""
 
     def call(self, inputs: Inputs, form: str) -> Callable[[], Any]:
-        """What is timed: all hidden states of one set, in one of the contender's forms."""
+        """What is timed: all hidden states, or vectors, of one set, in one of the forms."""
 
     def tokens(self, inputs: Inputs, form: str, result: Any) -> Tensor:
-        """What a call gave, as [T, D] in the packed order. Not timed."""
+        """What a call gave, as [T, D] in the packed order, or [B, D]. Not timed."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What contenders are made from."""
+    """What contenders are made from.
+
+    `low_latency`: whether a dry run's model is one that the low-latency kernel takes.
+    """
 
     device: torch.device
     dry: bool
+    low_latency: bool = False
 
     @property
     def model(self) -> Any:
         """transformers' DistilBertModel on the CPU in fp32; not to be changed."""
-        return _base(self.dry)
+        return _base(self.dry, self.dry and self.low_latency)
+
+    @property
+    def config(self) -> fastdistil.EncoderConfig:
+        """Its sizes."""
+        return fastdistil.EncoderConfig.from_hf(self.model.config)
 
     @property
     def vocabulary(self) -> int:
@@ -77,10 +104,10 @@ class Contender:
 
     Attributes:
         name: for people, and the key among the results.
-        precision: "fp32", "bf16" or "fp16": decides how close its results must come.
+        precision: one of LEAST_COSINE: decides how close its results must come.
         load: makes it ready on a device.
         forms: "packed", or "padded" and "sorted": the shapes of its input. "sorted" is left out
-            where all lengths are equal.
+            where all lengths are equal. Or "pooled" and "answer", see above, of equal lengths only.
         ours: whether it is fastdistil.
         seconds: what its first call may take.
         missing: why it cannot run here, or None.
@@ -95,12 +122,22 @@ class Contender:
     missing: str | None = None
 
 
-def ours(precision: str, graphs: bool = True, deterministic: bool = True) -> Contender:
-    """`DistilBertModel.forward_packed`."""
+def ours(
+    precision: str,
+    graphs: bool = True,
+    deterministic: bool = True,
+    entries: Mapping[str, Any] | None = None,
+) -> Contender:
+    """`DistilBertModel.forward_packed`, `encode_packed` where vectors are wanted.
+
+    Args:
+        precision, graphs, deterministic: the model's.
+        entries: of the launch settings, in place of those that the device has.
+    """
     name = f"fastdistil {precision}"
     name += "" if graphs else ", no graphs"
     name += "" if deterministic else ", deterministic=False"
-    load = functools.partial(_Packed, precision, graphs, deterministic)
+    load = functools.partial(Packed, precision, graphs, deterministic, entries or {})
     return Contender(name, precision, load, ("packed",), ours=True, seconds=5.0)
 
 
@@ -149,6 +186,25 @@ def compiled(precision: str, mode: str, dynamic: bool) -> Contender:
     return Contender(name, precision, load, forms, seconds=seconds)
 
 
+def pooling(precision: str, compiled: bool = False) -> Contender:
+    """transformers with mean pooling in the same module, by itself or compiled for few tokens."""
+
+    def load(setup: Setup) -> Runner:
+        module = MeanPooling(setup.twin(precision))
+        if not compiled:
+            return Answering(module, setup.device)
+        torch._dynamo.reset()
+        options: dict[str, Any] = {"backend": "eager"} if setup.dry else {"mode": "reduce-overhead"}
+        function = torch.compile(module, dynamic=False, **options)
+        return Answering(function, setup.device, steps=True)
+
+    name = f"transformers {precision}, sdpa"
+    if compiled:
+        name = f"torch.compile {precision}, reduce-overhead, static"
+    seconds = _SECONDS_TO_COMPILE if compiled else 2.0
+    return Contender(name, precision, load, ("pooled", "answer"), seconds=seconds)
+
+
 def contenders() -> tuple[list[Contender], list[Contender], list[Contender]]:
     """Ours and the peers that are ready at once; those that build something; the slowest to build.
 
@@ -192,13 +248,22 @@ def engine_contenders() -> list[Contender]:
     ]
 
 
-class _Packed:
-    def __init__(self, precision: str, graphs: bool, deterministic: bool, setup: Setup):
-        config = fastdistil.EncoderConfig.from_hf(setup.model.config)
+class Packed:
+    """fastdistil's own model: packed tokens in. The arguments are those of `ours`."""
+
+    def __init__(
+        self,
+        precision: str,
+        graphs: bool,
+        deterministic: bool,
+        entries: Mapping[str, Any],
+        setup: Setup,
+    ):
+        self._device = setup.device
         # Parameters in the computing dtype, so that results need no conversion.
         dtype = DTYPES[precision]
         self.model = fastdistil.DistilBertModel(
-            config,
+            setup.config,
             device=setup.device,
             dtype=dtype,
             precision=precision,
@@ -208,14 +273,88 @@ class _Packed:
         )
         self.model.load_state_dict(setup.model.state_dict())
         self.model.eval().requires_grad_(False)
+        if entries:
+            with tables.settings_with(devices.target(setup.device), entries):
+                self.model.program()  # reads them now
 
     def call(self, inputs: Inputs, form: str) -> Callable[[], Any]:
+        """See `Runner`."""
         batch = inputs.packed
         self.model.warmup(tokens=batch.num_tokens, max_seqlen=batch.max_seqlen)
+        if form == "pooled":
+            return functools.partial(_without_gradients, self.model.encode_packed, batch)
+        if form == "answer":
+            return functools.partial(_without_gradients, self._answer, lists_of(inputs))
         return functools.partial(_without_gradients, self.model.forward_packed, batch)
 
     def tokens(self, inputs: Inputs, form: str, result: Any) -> Tensor:
-        return result
+        """See `Runner`."""
+        return torch.from_numpy(result) if form == "answer" else result
+
+    def _answer(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        batch = pack_ids(ids).to(self._device)
+        found: npt.NDArray[np.float32] = self.model.encode_packed(batch).cpu().numpy()
+        return found
+
+
+class Answering:
+    """A `MeanPooling`, compiled or not: full batches in, vectors out.
+
+    `steps`: whether each call must be marked for PyTorch's own CUDA graphs.
+    """
+
+    def __init__(
+        self, module: Callable[[Tensor], Tensor], device: torch.device, steps: bool = False
+    ):
+        self._module, self._device, self._steps = module, device, steps
+
+    def call(self, inputs: Inputs, form: str) -> Callable[[], Any]:
+        """See `Runner`."""
+        if form == "pooled":
+            return functools.partial(_without_gradients, self._run, inputs.padded.input_ids)
+        return functools.partial(_without_gradients, self._answer, lists_of(inputs))
+
+    def tokens(self, inputs: Inputs, form: str, result: Any) -> Tensor:
+        """See `Runner`."""
+        return torch.from_numpy(result) if form == "answer" else result
+
+    def _run(self, input_ids: Tensor) -> Tensor:
+        if self._steps:
+            torch.compiler.cudagraph_mark_step_begin()
+        return self._module(input_ids)
+
+    def _answer(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = self._run(torch.tensor(ids).to(self._device)).cpu().numpy()
+        return found
+
+
+class MeanPooling(nn.Module):
+    """A transformers model, and the mean of the states of each row, in float32."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[B, S] without padding to [B, D]."""
+        hidden: Tensor = self.model(input_ids=input_ids).last_hidden_state
+        return hidden.mean(1, dtype=torch.float32)
+
+
+def lists_of(inputs: Inputs) -> list[list[int]]:
+    """A set's token ids as a caller has them; of equal lengths."""
+    found: list[list[int]] = inputs.padded.input_ids.tolist()
+    return found
+
+
+def least_cosine(got: Tensor, want: Tensor) -> float:
+    """Over all rows; -1 for what is no number."""
+    if got.shape != want.shape:
+        raise ValueError(f"wrong shape: {list(got.shape)}, not {list(want.shape)}")
+    got = got.to(want.device)
+    cosines = torch.cosine_similarity(got.double(), want.double(), dim=-1)
+    # Not min() of Python's: NaN must come through.
+    return float(cosines.nan_to_num(nan=-1.0).min())
 
 
 class Transformers:
@@ -325,5 +464,6 @@ def _without_gradients(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @functools.cache
-def _base(dry: bool) -> Any:
-    return random_distilbert(**(TINY if dry else {}))
+def _base(dry: bool, low_latency: bool) -> Any:
+    tiny = TINY_LATENCY if low_latency else TINY
+    return random_distilbert(**(tiny if dry else {}))

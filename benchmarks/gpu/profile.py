@@ -3,6 +3,9 @@
 Kernels of one kind (the same operation over the same sizes, once in every layer) are timed together
 in one graph, so that weights come from memory as they do in a forward; activations are those of
 the forward before. The whole forward's graph is timed beside them.
+
+The low-latency kernel's steps wait for one another, so none of them can run alone: they run as the
+chain, in order, with an event after each. Each then pays for a launch that one launch spares.
 """
 
 from __future__ import annotations
@@ -13,15 +16,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import ceilings, inputs
+from benchmarks.gpu import ceilings, inputs, latency
 from benchmarks.gpu.contenders import Setup, ours
 from benchmarks.gpu.session import Job, Session
 from benchmarks.gpu.store import read_items
+from fastdistil.backends import cuda_latency
 
 _ROUNDS = 11
 # (sequences, length)
 _SIZES = ((256, 128), (64, 512), (1, 16), (1, 128))
 _DRY_SIZES = ((2, 8), (1, 8))
+_LATENCY_SIZES = ((1, 16), (1, 128))
+_DRY_LATENCY_SIZES = ((1, 8),)
 
 
 def run(session: Session) -> bool:
@@ -46,6 +52,12 @@ class Profiler:
         for count, length in _DRY_SIZES if self._session.dry else _SIZES:
             work = functools.partial(self._item, count, length)
             yield Job(f"{count} x {length}", work, seconds=3.0)
+        setup = Setup(self._session.device, self._session.dry, low_latency=True)
+        # Where there is no such kernel, bench says why.
+        if cuda_latency.refusal(setup.config, setup.device, "bf16") is None:
+            for count, length in _DRY_LATENCY_SIZES if self._session.dry else _LATENCY_SIZES:
+                work = functools.partial(self._latency_item, setup, count, length)
+                yield Job(f"low latency, {count} x {length}", work, seconds=3.0)
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -74,17 +86,28 @@ class Profiler:
             self._entry(kind, members, timings[kind].median)
             for kind, members in by_kind(steps).items()
         ]
-        total = sum(entry["seconds"] for entry in kinds)
-        for entry in kinds:
-            entry["share"] = entry["seconds"] / total
-        return {
-            "tokens": batch.num_tokens,
-            "turns": -(-count // rows),
-            "kinds": kinds,
-            "sum_seconds": total,
-            "whole_seconds": timings["whole"].median,
-            "launches": len(steps),
-        }
+        turns_needed, whole = -(-count // rows), timings["whole"].median
+        return _item_of(kinds, batch.num_tokens, turns_needed, whole, len(steps))
+
+    def _latency_item(self, setup: Setup, count: int, length: int) -> dict[str, Any]:
+        """The chain's steps apart; the whole as one graph of them."""
+        session = self._session
+        runner = ours("bf16", deterministic=False, entries=latency.CHAIN).load(setup)
+        model = runner.model  # type: ignore[attr-defined]
+        row = inputs.full_rows("profile", count, length)
+        batch = inputs.input_sets(row, setup.vocabulary, session.device, 1)[0].packed
+        with torch.inference_mode():
+            model.forward_packed(batch)  # leaves this batch in the program's buffers
+            steps = model.program().launches(batch.num_tokens, batch.max_seqlen)
+            apart = session.timer.apart([step.run for step in steps], _ROUNDS)
+            whole = session.timer.graphed([lambda: [step.run() for step in steps]])
+            whole_seconds = session.timer.race({"whole": whole}, _ROUNDS)["whole"].median
+        spent = dict(zip(steps, (timing.median for timing in apart), strict=True))
+        kinds = [
+            self._entry(kind, members, sum(spent[step] for step in members) / len(members))
+            for kind, members in by_kind(steps).items()
+        ]
+        return _item_of(kinds, batch.num_tokens, 1, whole_seconds, len(steps))
 
     def _entry(self, kind: str, steps: Sequence[Any], seconds: float) -> dict[str, Any]:
         """One kind's figures; `seconds` is per launch, what is kept is all launches together."""
@@ -98,6 +121,22 @@ class Profiler:
             "of_flops": flops / seconds / self._flops if self._flops else None,
             "of_bytes": moved / seconds / self._bytes if self._bytes else None,
         }
+
+
+def _item_of(
+    kinds: list[dict[str, Any]], tokens: int, turns: int, whole: float, launches: int
+) -> dict[str, Any]:
+    total = sum(entry["seconds"] for entry in kinds)
+    for entry in kinds:
+        entry["share"] = entry["seconds"] / total
+    return {
+        "tokens": tokens,
+        "turns": turns,
+        "kinds": kinds,
+        "sum_seconds": total,
+        "whole_seconds": whole,
+        "launches": launches,
+    }
 
 
 def by_kind(steps: Sequence[Any]) -> dict[str, list[Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import ceilings, tables, tune_forward
+from benchmarks.gpu import ceilings, latency, tables, tune_forward
 from benchmarks.gpu.device import describe
 from benchmarks.gpu.store import read_results
 from benchmarks.harness import markdown_table
@@ -16,6 +16,8 @@ STAGES = ("check", "ceilings", "tune", "bench", "profile")
 
 # What the targets were set for.
 _TARGET_DEVICE = "H100"
+# Of a copy's bandwidth.
+_MOVING_GOAL = 0.9
 
 Item = Mapping[str, Any]
 Items = Mapping[str, Item]
@@ -38,6 +40,7 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> str:
         results: what each stage wrote, by stage; empty where it did not run.
     """
     parts = [*_about(results), *_targets(_items(results, "bench"), _items(results, "profile"))]
+    parts += [*_few_tokens(results), *_moving(results)]
     for stage, section in (
         ("bench", _rows),
         ("bench", _kernels),
@@ -118,6 +121,107 @@ def _standing(entries: Sequence[Item]) -> str:
     closest = min(ratios, key=lambda name: ratios[name])
     verdict = "yes" if ratios[closest] > 1.0 else "NO"
     return f"{verdict}, of {len(peers)} timed: {ratios[closest]:.2f}x {closest}"
+
+
+def _few_tokens(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What was reached at each size of few tokens, beside the targets."""
+    sizes: dict[str, list[Item]] = {}
+    for item in _items(results, "bench").values():
+        if "latency_size" in item:
+            sizes.setdefault(" x ".join(map(str, item["latency_size"])), []).append(item)
+    if not sizes:
+        return
+    judges = _judges(results, "bench")
+    copy = _copied_per_second(results)
+    yield "## Few tokens"
+    yield (
+        "On the device: ids to vectors there, by events around queued calls. From call to return: "
+        "lists of ids to vectors in numpy, each call by itself. Of copy: the weights and what else "
+        "has to come from memory, over the time on the device, as a part of the measured copy's "
+        f"bandwidth. Ratio: how many times faster `{latency.ANCHOR}` was from call to return in "
+        f"the turns the two took. Targets are for one {_TARGET_DEVICE}, and judged there only."
+    )
+    for name, items in sizes.items():
+        timed = [item for item in items if "device" in item]
+        header = ["engine", "device, us", "call to return, us", "p99, us", "of copy", "ratio"]
+        header.append("least cosine")
+        rows = [_few_row(item, copy, judges) for item in timed]
+        yield f"### {name}\n\n{markdown_table(header, rows)}"
+        yield from _not_timed(items)
+
+
+def _few_row(item: Item, copy: float, judges: bool) -> list[str]:
+    targets = item["targets"] if judges else {}
+    device, answer = item["device"], item["p50"]
+    cells = [
+        item["contender"],
+        f"{1e6 * device:.1f}" + _at_most(device, targets.get("device")),
+        f"{1e6 * answer:.1f}" + _at_most(answer, targets.get("answer")),
+        f"{1e6 * item['p99']:.1f}",
+        _part_of_copy(item.get("moved"), device, copy, targets.get("of_copy")),
+        f"{answer / item['anchor_p50']:.2f}" if "anchor_p50" in item else "-",
+        f"{item['cosine']:.5f}",
+    ]
+    return cells
+
+
+def _at_most(seconds: float, target: float | None) -> str:
+    if target is None:
+        return ""
+    return f" ({_verdict(seconds <= target)}: {1e6 * target:.0f})"
+
+
+def _part_of_copy(moved: int | None, seconds: float, copy: float, target: float | None) -> str:
+    """A part of the measured copy's bandwidth, and whether that is enough."""
+    if moved is None or not copy:
+        return "-"
+    part = moved / seconds / copy
+    verdict = "" if target is None else f" ({_verdict(part >= target)}: {target:.0%})"
+    return f"{part:.1%}{verdict}"
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "not reached"
+
+
+def _judges(results: Mapping[str, Mapping[str, Any]], stage: str) -> bool:
+    """Whether a stage ran on what the targets are for."""
+    return _TARGET_DEVICE in str(results[stage]["environment"]["device"])
+
+
+def _copied_per_second(results: Mapping[str, Mapping[str, Any]]) -> float:
+    """Bytes, read and written, of the measured copy; 0 where it was not measured."""
+    item = _items(results, "ceilings").get(ceilings.COPY, {})
+    return float(item.get("tbytes_per_second", 0.0)) * 1e12
+
+
+def _moving(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The kernels that move numbers and hardly compute: their share of what a copy moves."""
+    copy = _copied_per_second(results)
+    items = [
+        item
+        for item in _items(results, "bench").values()
+        if item.get("peer") == "CUDA C++" and "moved" in item
+    ]
+    if not items or not copy:
+        return
+    goal = _MOVING_GOAL if _judges(results, "bench") else None
+    yield "## Kernels that only move numbers"
+    yield (
+        f"bf16, {ceilings.TOKENS:,} tokens: bytes that have to move over the time of the kernel, "
+        f"as a part of the measured copy's bandwidth; {_MOVING_GOAL:.0%} of it is the goal on one "
+        f"{_TARGET_DEVICE}."
+    )
+    rows = [
+        [
+            item["kernel"],
+            f"{item['moved'] / 1e6:.1f}",
+            _part_of_copy(item["moved"], statistics.median(item["peer_seconds"]), copy, goal),
+            _part_of_copy(item["moved"], statistics.median(item["own_seconds"]), copy, None),
+        ]
+        for item in items
+    ]
+    yield markdown_table(["kernel", "MB", "CUDA C++, of copy", "Triton, of copy"], rows)
 
 
 def _rows(items: Items) -> Iterator[str]:
@@ -268,18 +372,23 @@ def _tuning(items: Items) -> Iterator[str]:
     tried = sum(item.get("tried", 0) for item in items.values())
     other = sum(item.get("not_identical", 0) for item in items.values())
     yield f"{tried} settings tried, {skipped} did not compile or run, {other} had other bits."
-    for entry in (tune_forward.CHUNK, tune_forward.DEPENDENT):
+    for entry in (tune_forward.LATENCY, tune_forward.CHUNK, tune_forward.DEPENDENT):
         if entry in items:
             yield _whole_forwards(entry, items[entry])
 
 
 def _whole_forwards(entry: str, item: Item) -> str:
     """What whole forwards chose, and their times by row and value."""
+    if "missing" in item:
+        return f"`{entry}`: {item['missing']}."
     rows = [
         f"{row}: " + ", ".join(f"{1e6 * s:.1f} us with {value}" for value, s in seconds.items())
         for row, seconds in item["seconds"].items()
     ]
-    return f"`{entry}`: {str(item['chosen']).lower()} ({'; '.join(rows)})."
+    chosen = item["chosen"]
+    if isinstance(chosen, Mapping):
+        entry, chosen = "`, `".join(chosen), ", ".join(map(str, chosen.values()))
+    return f"`{entry}`: {str(chosen).lower()} ({'; '.join(rows)})."
 
 
 def _spread(item: Item) -> float:

@@ -102,6 +102,25 @@ class Session:
                 self.say(f"{job.name} ({time.monotonic() - start:.1f} s)")
         store.save()
 
+    def attempt(self, work: Callable[[], dict[str, Any]], may_fail: bool) -> dict[str, Any]:
+        """What `work` gives in the time that is left; if it may fail, else "failed" and why.
+
+        Raises:
+            OutOfTimeError: the time was up first.
+        """
+        try:
+            with time_limit(self.left()):
+                return work()
+        except OutOfTimeError:
+            raise
+        except Exception as error:
+            # A compiler that was interrupted reports that in its own words.
+            if self.left() <= 0:
+                raise OutOfTimeError from error
+            if not may_fail:
+                raise
+            return {"failed": reason_of(error)}
+
     def finish(self, store: Store) -> bool:
         """Say what is missing; whether nothing failed."""
         if store.left_out:
@@ -142,4 +161,5 @@ def _sources() -> list[Path]:
     here = Path(__file__).resolve().parent
     measuring = [path for path in here.glob("*.py") if path.name not in _NOT_MEASURING]
     product = [*(ROOT / "kernels").glob("*.py"), *(ROOT / "fastdistil").rglob("*.py")]
-    return [*measuring, *product]
+    compiled = [*(ROOT / "csrc" / "cuda").glob("*.cu"), *(ROOT / "csrc" / "cuda").glob("*.h")]
+    return [*measuring, *product, *compiled]

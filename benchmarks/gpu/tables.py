@@ -1,21 +1,23 @@
-"""What tuning decides, and the file it writes: pure functions over timings and tables of rules.
+"""What tuning decides, and the files it writes: functions over timings and tables of rules.
 
 The file is one of `kernels/tuning`; `kernels/settings.py` says what is in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from fastdistil.kernels.settings import AttentionSetting, LinearSetting, Settings
+from fastdistil.kernels.settings import AttentionSetting, LinearSetting, Settings, load_settings
 
 Rule = dict[str, Any]
 # (largest size or None for no limit, setting without the limit)
@@ -163,6 +165,24 @@ def write_table(path: Path, table: Mapping[str, Any], target: str) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+@contextlib.contextmanager
+def settings_with(target: str, entries: Mapping[str, Any]) -> Iterator[None]:
+    """Within it, models are prepared with the present table and some entries of its top changed."""
+    table = {**load_settings(target).table, **entries}
+    before = os.environ.get("FASTDISTIL_TUNING")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{target}.json"
+        write_table(path, table, target)
+        os.environ["FASTDISTIL_TUNING"] = str(path)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["FASTDISTIL_TUNING"]
+            else:
+                os.environ["FASTDISTIL_TUNING"] = before
 
 
 def format_table(table: Mapping[str, Any]) -> str:

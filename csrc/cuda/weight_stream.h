@@ -16,10 +16,10 @@ constexpr int kTilesAtOnce = 4;
 
 // Panels under way: 12 KB each for 768 columns of 16-bit numbers. To keep an H100's memory busy
 // takes its bandwidth times its latency, 3 TB/s x 0.8 us = 2.4 MB, or 18 KB on each multiprocessor;
-// more of them bridge the waits between steps. GPUs with 99 KB of shared memory to a block have
-// room for three.
+// more of them bridge the waits between steps. Ampere's and Ada's memories want less, and their
+// blocks have less room: 163 KB of shared memory, or 99.
 constexpr int kPanelsAhead = 6, kPanelsAheadSmall = 3;
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kPanelsAheadHere = kPanelsAheadSmall;
 #else
 constexpr int kPanelsAheadHere = kPanelsAhead;

@@ -84,6 +84,7 @@ class CudaProgram:
             self._buffers = self._plan.buffers
             counts = self._buffers.sequences + 1
             self._counts = torch.arange(counts, dtype=torch.int32, device=device)
+            self._most_sequences = counts - 1
         self._steps: dict[_Key, list[Step]] = {}
         self._graphs = GraphCache(device) if options.cuda_graphs and _is_gpu(device) else None
         self._lock = threading.Lock()
@@ -103,7 +104,7 @@ class CudaProgram:
     @property
     def note(self) -> str:
         """What launches the kernels."""
-        return f"{self._many_tokens_note()}; {self._few_tokens_note()}"
+        return f"{self._few_tokens_note()}; {self._many_tokens_note()}"
 
     def _many_tokens_note(self) -> str:
         if self._graphs is not None and self._graphs.failure is None:
@@ -116,7 +117,7 @@ class CudaProgram:
     def _few_tokens_note(self) -> str:
         latency = self._latency
         if latency is None:
-            return f"no low-latency kernel ({self._no_latency})"
+            return f"few tokens run as many do ({self._no_latency})"
         most = min(self._settings.latency_tokens, latency.most_tokens)
         what = f"up to {most} tokens by the low-latency kernel, {latency.precision} weights"
         if self._settings.latency_chain:
@@ -187,7 +188,7 @@ class CudaProgram:
     def _latency_of(self, weights: EncoderWeights) -> tuple[LatencyEncoder | None, str | None]:
         """The encoder for few tokens, or why there is none."""
         if self._options.deterministic:
-            return None, "deterministic=True: it sums in another order"
+            return None, "the same bits for all: deterministic=True"
         why = refusal(self._config, self._device, self.precision)
         if why is not None:
             return None, why
@@ -201,7 +202,7 @@ class CudaProgram:
         latency = self._latency
         if latency is None or self._in_chain(latency):
             return False
-        if batch.num_sequences >= len(self._counts):
+        if batch.num_sequences > self._most_sequences:
             return False
         if not self._is_small(latency, batch.num_tokens, batch.max_seqlen):
             return False
