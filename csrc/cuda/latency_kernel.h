@@ -259,28 +259,36 @@ class LatencyBlock {
     }
   }
 
-  // This warp's A operands from `hidden` columns, the panel-th time, of a region of so many.
-  FASTDISTIL_DEVICE void read_operands(Fragments& a, const T* from, int columns, int panel) const {
-    uint4 words[kRowTiles][kSteps];
-    const uint4* places[kRowTiles];
+  // What this warp has asked for of a region that others write: A operands of `hidden` columns.
+  using Asked = uint4[kRowTiles][kSteps];
+
+  // Where lane's part of those lies, the panel-th `hidden` columns of a region of so many.
+  FASTDISTIL_DEVICE const uint4* operands_at(const T* from, int columns, int panel,
+                                             int tile) const {
+    const int step =
+        (first_tile_ + tile) * (columns / 16) + panel * (kHidden / 16) + warp() * kSteps;
+    return reinterpret_cast<const uint4*>(from) + step * kWarpSize + lane();
+  }
+
+  FASTDISTIL_DEVICE void ask_for(Asked& words, const T* from, int columns, int panel) const {
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-      const std::size_t step = static_cast<std::size_t>(first_tile_ + tile) * (columns / 16) +
-                               static_cast<std::size_t>(panel * (kHidden / 16) + warp() * kSteps);
-      places[tile] = reinterpret_cast<const uint4*>(from) + step * kWarpSize + lane();
-      // All of them on their way before the first is looked at.
+      const uint4* place = operands_at(from, columns, panel, tile);
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-        words[tile][k] = load_published(places[tile] + k * kWarpSize);
-      }
+      for (int k = 0; k < kSteps; ++k) words[tile][k] = load_published(place + k * kWarpSize);
     }
+  }
+
+  FASTDISTIL_DEVICE void await(Fragments& a, const Asked& words, const T* from, int columns,
+                               int panel) const {
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
+      const uint4* place = operands_at(from, columns, panel, tile);
       // Nobody writes rows that are no tokens.
       const bool first = row(tile, 0) < tokens_, second = row(tile, 1) < tokens_;
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
-        const uint4 ready = wait_for(words[tile][k], places[tile] + k * kWarpSize, first, second);
+        const uint4 ready = wait_for(words[tile][k], place + k * kWarpSize, first, second);
         a[tile][k][0] = ready.x;
         a[tile][k][1] = ready.y;
         a[tile][k][2] = ready.z;
@@ -295,7 +303,7 @@ class LatencyBlock {
   // This block's outputs of one matrix.
   FASTDISTIL_DEVICE void multiply(int layer, Matrix matrix) {
     const T* operands = operands_of(layer, matrix);
-    const int panels = panels_of(matrix), columns = panels * kHidden;
+    const int panels = panels_of(matrix);
     const int tiles = share_.tiles(matrix, kHidden);
 #pragma unroll 1
     for (int first = 0; first < tiles; first += kTilesAtOnce) {
@@ -309,20 +317,43 @@ class LatencyBlock {
           for (int r = 0; r < 4; ++r) sums[tile][i][r] = 0.0f;
         }
       }
-#pragma unroll 1
-      for (int panel = 0; panel < panels; ++panel) {
+      if (operands == nullptr) {
         Fragments a;
-        if (operands == nullptr) {
-          load_hidden(a);
-        } else {
-          read_operands(a, operands, columns, panel);
-        }
-#pragma unroll
-        for (int i = 0; i < kTilesAtOnce; ++i) {
-          if (i < count) multiply_panel(sums, i, a);
-        }
+        load_hidden(a);
+        multiply_tiles(sums, count, a);
+      } else {
+        multiply_operands(sums, count, operands, panels);
       }
       finish(sums);
+    }
+  }
+
+  // Panels of operands that are asked for before the first is waited for, as registers allow.
+  static constexpr int kPanelsAtOnce = kRowTiles == 1 && kUnits <= 3 ? 2 : 1;
+
+  FASTDISTIL_DEVICE void multiply_operands(Sums& sums, int count, const T* operands, int panels) {
+    const int columns = panels * kHidden;
+#pragma unroll 1
+    for (int first = 0; first < panels; first += kPanelsAtOnce) {
+      Asked words[kPanelsAtOnce];
+#pragma unroll
+      for (int n = 0; n < kPanelsAtOnce; ++n) {
+        if (first + n < panels) ask_for(words[n], operands, columns, first + n);
+      }
+#pragma unroll
+      for (int n = 0; n < kPanelsAtOnce; ++n) {
+        if (first + n >= panels) break;
+        Fragments a;
+        await(a, words[n], operands, columns, first + n);
+        multiply_tiles(sums, count, a);
+      }
+    }
+  }
+
+  FASTDISTIL_DEVICE void multiply_tiles(Sums& sums, int count, const Fragments& a) {
+#pragma unroll
+    for (int i = 0; i < kTilesAtOnce; ++i) {
+      if (i < count) multiply_panel(sums, i, a);
     }
   }
 
@@ -504,8 +535,10 @@ class LatencyBlock {
   // hidden = LayerNorm(update + hidden).
   FASTDISTIL_DEVICE void normalise_sum(const T* update, int norm) {
     fetch_norm(norm);
+    Asked asked;
     Fragments words;
-    read_operands(words, update, kHidden, 0);
+    ask_for(asked, update, kHidden, 0);
+    await(words, asked, update, kHidden, 0);
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
       Numbers x;
