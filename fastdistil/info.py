@@ -12,6 +12,7 @@ import torch
 from ._version import __version__
 from .backends import select
 from .backends.cpu import extension_error, instruction_sets
+from .backends.cuda_latency import refusal
 from .backends.threads import num_threads
 from .config import EncoderConfig
 
@@ -63,7 +64,16 @@ def _gpu_engines() -> list[str]:
     if not torch.cuda.is_available():
         return []
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return [f"{device}: {_chosen(device, 'auto')}" for device in devices]
+    lines = [f"{device}: {_chosen(device, 'auto')}" for device in devices]
+    return lines + [f"{device}: {few_tokens(device)}" for device in devices]
+
+
+def few_tokens(device: torch.device) -> str:
+    """Whether there is a low-latency kernel, or why not."""
+    why = refusal(EncoderConfig(), device, "bf16")
+    if why is not None:
+        return f"no kernel for few tokens: {why}"
+    return "few tokens in one launch with deterministic=False"
 
 
 def _chosen(device: torch.device, precision: str) -> str:

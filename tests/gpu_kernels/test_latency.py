@@ -25,6 +25,7 @@ from fastdistil.backends.cuda import CudaProgram
 from fastdistil.backends.cuda_latency import LatencyEncoder, cost_of, refusal, step_costs
 from fastdistil.backends.cuda_weights import int8_rows
 from fastdistil.config import EncoderConfig
+from fastdistil.info import few_tokens
 from fastdistil.kernels.launch import interpreted
 from fastdistil.model import DistilBertModel
 from fastdistil.packing import PackedBatch, pack_ids
@@ -78,7 +79,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     launch = LatencyEncoder.launch
 
     def spy(self: LatencyEncoder, tensors: Any, cooperative: bool, **call: Any) -> None:
-        launch(self, tensors, cooperative, **call)
+        launch(self, tensors, cooperative=cooperative, **call)
         seen.append((call["first_step"], call["last_step"], cooperative))
 
     monkeypatch.setattr(LatencyEncoder, "launch", spy)
@@ -173,7 +174,7 @@ def test_a_refused_launch_becomes_a_chain(
     def refuse(self: LatencyEncoder, tensors: Any, cooperative: bool, **call: Any) -> None:
         if cooperative:
             raise RuntimeError("low-latency encoder: too many blocks in cooperative launch")
-        launch(self, tensors, cooperative, **call)
+        launch(self, tensors, cooperative=cooperative, **call)
 
     monkeypatch.setattr(LatencyEncoder, "launch", refuse)
     launches.clear()
@@ -236,6 +237,14 @@ def test_too_few_multiprocessors_are_refused(
     assert refusal(EncoderConfig(), device, "bf16") == (
         "it needs 16 multiprocessors; this device has 14"
     )
+
+
+def test_info_says_whether_it_is_there(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert few_tokens(device) == "few tokens in one launch with deterministic=False"
+    monkeypatch.setattr(cuda_latency, "_blocks", lambda device: 2)
+    assert few_tokens(device).endswith("needs 16 multiprocessors; this device has 2")
 
 
 def test_int8_rows() -> None:
