@@ -123,11 +123,12 @@ def accelerate(
         model: a module with such an encoder in it, or an object with one as `.model`, like a
             pipeline. Calling again with other options changes them.
         precision: "auto" (the fastest with bf16-class error on this hardware), "fp32", "bf16",
-            "fp16" (GPUs) or "int8" (CPUs; nothing to calibrate). On a GPU, "auto" leaves bf16 and
+            "fp16" (GPUs) or "int8" (nothing to calibrate; on a GPU for weights only, and faster
+            only for few tokens with deterministic=False). On a GPU, "auto" leaves bf16 and
             fp16 models in their own and takes bf16 for fp32 models.
         backend: "auto" (the fastest that runs here), "cuda", "cpu", "reference".
         deterministic: False lets the GPU engine take kernels whose roundings depend on the batch,
-            where they are faster.
+            where they are faster: above all one launch for the whole of a few tokens.
         cuda_graphs: False has the GPU engine launch each kernel by itself.
 
     Returns:

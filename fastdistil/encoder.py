@@ -79,7 +79,7 @@ class Encoder:
         device: where the model runs; by default the CPU. A list of GPUs of one kind: a copy of the
             model on each, and the batches are shared out among them.
         precision: "auto" (the fastest with an error no larger than bfloat16's), "fp32", "bf16",
-            "fp16" (GPUs) or "int8" (CPUs).
+            "fp16" (GPUs) or "int8" (on a GPU for weights only).
         backend: "auto", "cuda", "cpu" or "reference".
         max_length: most tokens of a text, special tokens included; longer texts are cut. By default
             what the folder's sentence_bert_config.json or tokenizer_config.json says.

@@ -57,10 +57,11 @@ class DistilBertModel(nn.Module):
         device: where the parameters are made.
         dtype: of the parameters, and of what the model returns.
         precision: what the backend computes in: "auto", "fp32", "bf16", "fp16" (GPUs) or "int8"
-            (CPUs).
+            (on a GPU for weights only).
         backend: "auto", "cuda", "cpu" or "reference".
         deterministic: False lets the GPU engine take kernels whose roundings depend on the batch,
-            where they are faster. A sequence's bits then may differ from batch to batch.
+            where they are faster: above all one launch for the whole of a few tokens. A
+            sequence's bits then may differ from batch to batch.
         cuda_graphs: False has the GPU engine launch each kernel by itself.
 
     Raises:

@@ -19,7 +19,8 @@ class EngineOptions:
 
     Attributes:
         deterministic: a sequence's bits depend on nothing but the sequence. False lets the GPU
-            engine take the fastest kernel for each size, whose roundings differ.
+            engine take the fastest kernel for each size, whose roundings differ, and one launch
+            for all of a few tokens.
         cuda_graphs: whether the GPU engine replays CUDA graphs instead of launching each kernel.
     """
 
