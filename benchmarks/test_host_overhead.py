@@ -69,7 +69,7 @@ def test_host_overhead_of_finding_the_program(
 class Nothing:
     """In place of the C++ object that launches the kernel."""
 
-    def run(self, **_: Any) -> None:
+    def run(self, *_: Any) -> None:
         """Launch nothing."""
 
 
