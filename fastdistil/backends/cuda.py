@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -31,7 +30,7 @@ from ..packing import PackedBatch, validate
 from ..pooling import check_pooling
 from .base import DEFAULT_OPTIONS, EngineOptions, Program
 from .cuda_graphs import GraphCache
-from .cuda_latency import LatencyEncoder, refusal
+from .cuda_latency import LatencyEncoder, on_device, refusal
 from .cuda_plan import Buffers, ForwardPlan, Step, bucket_of, length_class_of
 from .cuda_weights import EncoderWeights, fold, in_dtype, rounded_to_int8
 
@@ -84,7 +83,6 @@ class CudaProgram:
             self._buffers = self._plan.buffers
             counts = self._buffers.sequences + 1
             self._counts = torch.arange(counts, dtype=torch.int32, device=device)
-            self._most_sequences = counts - 1
         self._steps: dict[_Key, list[Step]] = {}
         self._graphs = GraphCache(device) if options.cuda_graphs and _is_gpu(device) else None
         self._lock = threading.Lock()
@@ -202,13 +200,13 @@ class CudaProgram:
         latency = self._latency
         if latency is None or self._in_chain(latency):
             return False
-        if batch.num_sequences > self._most_sequences:
+        if batch.num_sequences > self._buffers.sequences:
             return False
         if not self._is_small(latency, batch.num_tokens, batch.max_seqlen):
             return False
         self._check(batch)
         count = self._counts[batch.num_sequences : batch.num_sequences + 1]
-        with self._lock, _device_of(self._device):
+        with self._lock, on_device(self._device):
             self._take_over()
             return latency.run(batch, count, **results)
 
@@ -256,8 +254,7 @@ class CudaProgram:
             buffers.cu_seqlens[: sequences + 1],
             longest,
         )
-        hidden = buffers.hidden(rows)
-        return list(latency.chain(batch, buffers.num_sequences, hidden, rows, longest))
+        return list(latency.chain(batch, buffers.num_sequences, buffers.hidden(rows)))
 
     def _plan_over(self, tokens: int) -> ForwardPlan:
         """A plan with buffers of its own for so many tokens, and as many sequences."""
@@ -268,7 +265,7 @@ class CudaProgram:
     def _forward(self, batch: PackedBatch) -> Iterator[tuple[_Piece, Buffers]]:
         """Run a batch in one or more turns; a turn's buffers must be read before the next."""
         pieces = cut(self._check(batch), self._tokens)
-        with self._lock, _device_of(self._device):
+        with self._lock, on_device(self._device):
             self._take_over()
             for piece in pieces:
                 # A single sequence longer than the buffers brings its own.
@@ -426,10 +423,6 @@ class CudaBackend:
 
 def _is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
-
-
-def _device_of(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.device(device) if _is_gpu(device) else nullcontext()
 
 
 def _triton_problem() -> str | None:

@@ -11,17 +11,21 @@ takes it for small batches where a caller has given up the same bits for all siz
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..config import EncoderConfig
+from ..kernels.checks import Cost
 from ..packing import PackedBatch
 from .cuda_weights import Affine, EncoderWeights, LayerWeights, int8_rows
+
+if TYPE_CHECKING:
+    from ..cuda_launch import CudaLaunch
 
 # A panel of weights: so many outputs by all columns of the states; a unit of it: so many columns.
 _OUTPUTS, _UNIT = 8, 32
@@ -58,38 +62,28 @@ def refusal(config: EncoderConfig, device: torch.device, precision: str) -> str 
             f"it needs {kernels().latency_fewest_blocks} multiprocessors; this device has "
             f"{_blocks(device)}"
         )
-    with _on(device):
+    with on_device(device):
         if kernels().latency_longest(precision, config.hidden_size) == 0:
             return "its weights on their way need more shared memory than a block has here"
     return None
 
 
-@dataclass(frozen=True)
-class LatencyCost:
-    """What a forward computes and moves.
-
-    Attributes:
-        flops: of the mathematics, a multiply-add counted as two.
-        moved: bytes from memory: every weight once, the tokens' embeddings, the result. What the
-            steps hand over stays in the L2 cache.
-    """
-
-    flops: int
-    moved: int
-
-
 def step_costs(
     config: EncoderConfig, lengths: Sequence[int], precision: str
-) -> list[tuple[str, LatencyCost]]:
-    """The kernel's steps for sequences of these lengths, by name, the last states as result."""
+) -> list[tuple[str, Cost]]:
+    """The kernel's steps for sequences of these lengths, by name, the last states as result.
+
+    Bytes are those from memory: every weight once, the tokens' embeddings, the result. What the
+    steps hand over stays in the L2 cache.
+    """
     width, inner, tokens = config.hidden_size, config.intermediate_size, sum(lengths)
 
-    def product(outputs: int, columns: int) -> LatencyCost:
+    def product(outputs: int, columns: int) -> Cost:
         weights = outputs * columns * (1 if precision == "int8" else 2)
         vectors = outputs * 4 * (2 if precision == "int8" else 1)
-        return LatencyCost(2 * tokens * outputs * columns, weights + vectors)
+        return Cost(2 * tokens * outputs * columns, weights + vectors)
 
-    attention = LatencyCost(4 * width * sum(length * length for length in lengths), 0)
+    attention = Cost(4 * width * sum(length * length for length in lengths), 0)
     layer = (
         product(3 * width, width),
         attention,
@@ -101,28 +95,13 @@ def step_costs(
     # Around the layers: the embeddings, the vectors of every LayerNorm, and the result.
     tables = 2 + (config.num_segments > 0)
     norms = (1 + 2 * config.num_layers) * 2 * width * 4
-    return [*steps, (_LAST_STEP, LatencyCost(0, norms + (tables + 1) * tokens * width * 2))]
+    return [*steps, (_LAST_STEP, Cost(0, norms + (tables + 1) * tokens * width * 2))]
 
 
-def cost_of(config: EncoderConfig, lengths: Sequence[int], precision: str) -> LatencyCost:
+def cost_of(config: EncoderConfig, lengths: Sequence[int], precision: str) -> Cost:
     """Of the whole forward."""
     costs = [cost for _, cost in step_costs(config, lengths, precision)]
-    return LatencyCost(sum(cost.flops for cost in costs), sum(cost.moved for cost in costs))
-
-
-@dataclass(frozen=True, eq=False)
-class LatencyStep:
-    """One launch of a few of the kernel's steps; `cuda_plan.Step`."""
-
-    name: str
-    flops: int
-    moved: int
-    encoder: LatencyEncoder
-    call: dict[str, Any]
-
-    def run(self) -> None:
-        """Queue it on the current stream."""
-        self.encoder.launch(**self.call)
+    return Cost(sum(cost.flops for cost in costs), sum(cost.moved for cost in costs))
 
 
 class LatencyEncoder:
@@ -155,7 +134,7 @@ class LatencyEncoder:
         self.dtype = DTYPES[precision]
         self.chain_reason: str | None = None
         self.most_tokens = int(self._c.latency_rows)
-        with _on(device):
+        with on_device(device):
             self.longest = int(self._c.latency_longest(precision, config.hidden_size))
         self._memory = {**self._packed(weights), **self._states()}
         self._encoder = self._c.LatencyEncoder(
@@ -219,31 +198,28 @@ class LatencyEncoder:
             return False
         return True
 
-    def chain(
-        self, batch: PackedBatch, num_sequences: Tensor, hidden: Tensor, rows: int, longest: int
-    ) -> list[LatencyStep]:
+    def chain(self, batch: PackedBatch, num_sequences: Tensor, hidden: Tensor) -> list[CudaLaunch]:
         """The same, bit for bit, as launches of one step each, over memory that stays.
 
         Args:
-            batch: whose tensors are read when the steps run; it may hold fewer tokens then.
-            rows, longest: no batch has more tokens, or a longer sequence.
+            batch: whose tensors are read when the steps run; it may hold fewer tokens then, and
+                shorter sequences.
         """
+        from ..cuda_launch import CudaLaunch
+
         call = self._call(batch, num_sequences, hidden, None)
-        call |= {"rows": rows, "longest": longest, "pooling": "mean", "normalize": False}
-        costs = step_costs(self._config, [longest] * max(rows // longest, 1), self.precision)
+        call |= {"pooling": "mean", "normalize": False, "cooperative": False}
+        longest = call["longest"]
+        lengths = [longest] * max(batch.num_tokens // longest, 1)
+        costs = step_costs(self._config, lengths, self.precision)
         firsts = range(len(costs))
         # Whatever is left after the last states belongs to their launch: there is nothing to pool.
         lasts = [*firsts[1:], self._steps()]
-        return [
-            LatencyStep(
-                f"latency: {name}",
-                cost.flops,
-                cost.moved,
-                self,
-                {**call, "first_step": first, "last_step": last, "cooperative": False},
-            )
-            for first, last, (name, cost) in zip(firsts, lasts, costs, strict=True)
-        ]
+        launches = []
+        for first, last, (name, cost) in zip(firsts, lasts, costs, strict=True):
+            queue = functools.partial(self.launch, **call, first_step=first, last_step=last)
+            launches.append(CudaLaunch(f"latency: {name}", queue, *cost))
+        return launches
 
     def launch(
         self,
@@ -371,5 +347,6 @@ def _blocks(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _on(device: torch.device) -> Any:
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it a GPU is the current one; nothing where kernels run on the CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
