@@ -1,5 +1,5 @@
-# What one can do here: make demo | test | lint | format | sanitize | cross-aarch64 | compile-gate |
-# cuda-gate | bench | clean
+# What one can do here: make demo | test | lint | format | sanitize | cross-aarch64 |
+# instruction-counts | compile-gate | cuda-gate | bench | clean
 # On a machine with a GPU: make gpu, or its stages gpu-test | gpu-tune | gpu-bench | gpu-profile
 #
 # Each target sets up what it needs; a machine needs only python3 (3.11 or newer, with venv), a C++
@@ -13,20 +13,22 @@ CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/cuda/*.cu csrc
 	csrc/tests/cuda/*.h)
 TRANSFORMERS4 := $(VENV)/transformers-4.57
 TRITON36 := $(VENV)/triton-3.6.0
+OPTIMUM := $(VENV)/optimum
 CUDA13 := $(VENV)/cuda-13.0.88
 BUILT := $(VENV)/.built
 TESTED := $(VENV)/.built-emulated
 
-.PHONY: demo test lint format sanitize sanitize-address sanitize-thread cross-aarch64 compile-gate \
-	cuda-gate pytest pytest-kernels pytest-transformers4 gpu gpu-build gpu-test gpu-tune gpu-bench \
-	gpu-profile bench clean
+.PHONY: demo test lint format sanitize sanitize-address sanitize-thread cross-aarch64 \
+	instruction-counts compile-gate cuda-gate pytest pytest-kernels pytest-transformers4 gpu \
+	gpu-build gpu-test gpu-tune gpu-bench gpu-profile bench optimum clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo $(BUILT)
 	$(BIN)/python -m benchmarks.demo
 
-test: lint sanitize cross-aarch64 compile-gate cuda-gate pytest-kernels pytest-transformers4 pytest
+test: lint sanitize cross-aarch64 instruction-counts compile-gate cuda-gate pytest-kernels \
+	pytest-transformers4 pytest
 
 # --- the environment ------------------------------------------------------------------------------
 
@@ -108,6 +110,16 @@ cross-aarch64: $(VENV)/.installed-dev
 	if [ -z "$$lacks" ]; then echo "$$run $$tests"; $$run $$tests; \
 	else echo "aarch64: compiled, but NOT RUN: $$lacks (apt install qemu-user-static). CI runs it."; fi
 
+# The instructions of a small model's forwards, beside those on record: no clock, so no noise. One
+# compiler and one libc, so every machine counts the same. With UPDATE=1 the counts become the record.
+instruction-counts: $(VENV)/.installed-dev
+	$(ZIG_CMAKE) -S . -B build/$@ -G Ninja --toolchain csrc/toolchains/x86_64-linux-callgrind.cmake \
+		-DFASTDISTIL_PYTHON=OFF -DFASTDISTIL_TESTS=ON -DFASTDISTIL_CUDA_TESTS=OFF --log-level=NOTICE \
+		-Wno-unused-cli
+	$(ZIG_CMAKE) --build build/$@ --target fastdistil_instruction_counts
+	$(BIN)/python tests/instruction_counts.py build/$@/fastdistil_instruction_counts \
+		$(if $(UPDATE),--update)
+
 # The triton that GPU machines have today, beside the newest.
 $(TRITON36)/.installed: | $(BIN)/python
 	rm -rf $(TRITON36)
@@ -169,8 +181,18 @@ gpu-build: $(if $(DRY),$(VENV)/.installed-dev $(TESTED))
 
 # --- and the rest ---------------------------------------------------------------------------------
 
-bench: $(VENV)/.installed-bench $(BUILT)
-	$(BIN)/python -m benchmarks.forward --json
+# Every suite, beside every engine that people use; under half an hour on two cores.
+bench: $(VENV)/.installed-bench $(OPTIMUM)/.installed $(BUILT)
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.report
+
+# What sentence-transformers' onnx and openvino backends need, and fastembed: beside the rest, since
+# they want older transformers than everything else.
+optimum: $(OPTIMUM)/.installed
+$(OPTIMUM)/.installed: requirements-optimum.txt | $(BIN)/python
+	rm -rf $(OPTIMUM)
+	$(PIP_INSTALL) --no-deps --target $(OPTIMUM) -r $<
+	touch $@
 
 clean:
 	rm -rf build dist *.egg-info fastdistil/_C.* $(BUILT) $(TESTED)

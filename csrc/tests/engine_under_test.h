@@ -1,5 +1,5 @@
-// Every kernel table that this machine can run, the emulated AMX ones among them, and a short way
-// to run an encoder on it.
+// Every kernel table that this machine can run, those with emulated instructions among them, and a
+// short way to run an encoder on it.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +10,9 @@
 #include "oracle.h"
 
 namespace fastdistil::cpu {
+#if FASTDISTIL_HAVE_AVX2_FP32
+extern const Kernels kAvx2Int8Emulated;
+#endif
 #if FASTDISTIL_HAVE_AVX512_BF16
 extern const Kernels kAmxBf16Emulated;
 extern const Kernels kAmxInt8Emulated;
@@ -20,6 +23,10 @@ namespace fastdistil::tests {
 
 inline std::vector<const cpu::Kernels*> kernels_under_test() {
   std::vector<const cpu::Kernels*> all = cpu::usable_kernels();
+#if FASTDISTIL_HAVE_AVX2_FP32
+  if (std::find(all.begin(), all.end(), &cpu::kAvx2Fp32) != all.end())
+    all.push_back(&cpu::kAvx2Int8Emulated);
+#endif
 #if FASTDISTIL_HAVE_AVX512_BF16
   const std::vector<std::string> features = cpu::cpu_features();
   if (std::find(features.begin(), features.end(), "avx512_bf16") != features.end()) {
