@@ -21,9 +21,12 @@ import torch
 
 import fastdistil
 from benchmarks.corpora import minilm_folder, real_sentences
-from benchmarks.harness import describe, environment, markdown_table
-from benchmarks.workloads import PEER_BATCH, Workload, token_ids
-from fastdistil.backends import select
+from benchmarks.workloads import token_ids
+from fastdistil.bench.environment import describe, environment
+from fastdistil.bench.ours import refusal
+from fastdistil.bench.race import least_cosine
+from fastdistil.bench.tables import markdown_table
+from fastdistil.bench.workloads import PEER_BATCH, Workload
 from fastdistil.packing import pack_ids
 
 Doubles = npt.NDArray[np.float64]
@@ -109,15 +112,6 @@ def refused(folder: Path, precision: str) -> str | None:
     return refusal(fastdistil.EncoderConfig.from_folder(folder), precision, "auto")
 
 
-def refusal(config: fastdistil.EncoderConfig, precision: str, backend: str) -> str | None:
-    """The same of a model of these sizes, by that backend."""
-    try:
-        select(config, torch.device("cpu"), precision, backend)
-    except ValueError as why:
-        return str(why)
-    return None
-
-
 def original(folder: Path, sequences: Sequence[Sequence[int]]) -> list[Doubles]:
     """transformers' last hidden states in float64: one [tokens, D] for each sequence."""
     from transformers import AutoModel
@@ -157,14 +151,6 @@ def compare(
         least_cosine(pooled, means),
         float(np.abs(got - states).max() / np.abs(states).max()),
     )
-
-
-def least_cosine(got: Doubles, expected: Doubles) -> float:
-    """The smallest cosine between rows of the two; NaN, which keeps no promise, if any is NaN."""
-    if got.shape != expected.shape:
-        raise ValueError(f"shapes {got.shape} and {expected.shape} differ")
-    squares = (got * got).sum(1) * (expected * expected).sum(1)
-    return float(((got * expected).sum(1) / np.sqrt(squares)).min())
 
 
 def _row(precision: str, engine: dict[str, str], measured: Accuracy, good: bool) -> tuple[str, ...]:

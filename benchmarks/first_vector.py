@@ -42,12 +42,12 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         "load_seconds": loaded - imported,
         "first_seconds": end - loaded,
         "weight_bytes": weight_bytes(),
-        "process_bytes": _process_bytes("VmRSS"),
-        "peak_process_bytes": _process_bytes("VmHWM"),
+        "process_bytes": process_bytes("VmRSS"),
+        "peak_process_bytes": process_bytes("VmHWM"),
     }
 
 
-def _process_bytes(what: str) -> int:
+def process_bytes(what: str) -> int:
     """A line of Linux's account of this process. (getrusage would count the parent's peak in.)"""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (kilobytes,) = re.findall(rf"^{what}:\s+(\d+) kB$", status, re.MULTILINE)

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from benchmarks.harness import Timing, ratio, timings
+from fastdistil.bench.results import Results, Row
+from fastdistil.bench.timing import ratio
 
 HEADER = ("goal", "wanted", "measured", "verdict")
-
-EVERY_PEER = (
-    "eager PyTorch fp32",
-    "eager PyTorch bf16",
-    "PyTorch oneDNN fp32",
-    "PyTorch oneDNN int8",
-    "PyTorch FBGEMM int8",
-    "torch.compile bf16",
-    "OpenVINO fp32",
-    "OpenVINO bf16",
-    "ONNX Runtime fp32",
-    "ONNX Runtime int8",
-)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """`ours` on `workload` at least `factor` times as fast as the fastest of `peers`.
+    """`ours` on `workload` at least `factor` times as fast as `peer`.
 
     Attributes:
+        peer: None for the fastest of all.
         needs_amx: set for a machine with AMX tiles; elsewhere its figure comes without a verdict.
         peers_workload: what the peers run, if that is another: the same sequences in another order.
     """
@@ -36,7 +24,7 @@ class Goal:
     text: str
     workload: str
     ours: str
-    peers: tuple[str, ...]
+    peer: str | None
     factor: float
     needs_amx: bool
     peers_workload: str | None = None
@@ -47,7 +35,7 @@ GOALS = (
         "real sentences, given order: bf16 against the best peer",
         "mixed",
         "fastdistil bf16",
-        EVERY_PEER,
+        None,
         7.5,
         needs_amx=True,
     ),
@@ -55,7 +43,7 @@ GOALS = (
         "real sentences: bf16 in the given order against the best peer, sorted by length",
         "mixed",
         "fastdistil bf16",
-        EVERY_PEER,
+        None,
         3.5,
         needs_amx=True,
         peers_workload="mixed, sorted",
@@ -64,7 +52,7 @@ GOALS = (
         "real sentences: int8 in the given order against the best peer, sorted by length",
         "mixed",
         "fastdistil int8",
-        EVERY_PEER,
+        None,
         5.0,
         needs_amx=True,
         peers_workload="mixed, sorted",
@@ -73,7 +61,7 @@ GOALS = (
         "real sentences, given order: fp32 against eager fp32",
         "mixed",
         "fastdistil fp32",
-        ("eager PyTorch fp32",),
+        "eager PyTorch fp32",
         2.5,
         needs_amx=False,
     ),
@@ -81,7 +69,7 @@ GOALS = (
         "16 x 128: bf16 drop-in against the best peer",
         "16 x 128",
         "fastdistil bf16",
-        EVERY_PEER,
+        None,
         2.4,
         needs_amx=True,
     ),
@@ -89,7 +77,7 @@ GOALS = (
         "16 x 128: int8 drop-in against the best peer",
         "16 x 128",
         "fastdistil int8",
-        EVERY_PEER,
+        None,
         3.5,
         needs_amx=True,
     ),
@@ -97,7 +85,7 @@ GOALS = (
         "one sentence of 16 tokens: bf16 drop-in against OpenVINO bf16",
         "1 x 16",
         "fastdistil bf16",
-        ("OpenVINO bf16",),
+        "OpenVINO bf16",
         2.5,
         needs_amx=True,
     ),
@@ -105,32 +93,35 @@ GOALS = (
         "one sentence of 16 tokens: int8 drop-in against ONNX Runtime int8",
         "1 x 16",
         "fastdistil int8",
-        ("ONNX Runtime int8",),
+        "ONNX Runtime int8",
         2.5,
         needs_amx=True,
     ),
 )
 
 
-def rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """One row per goal for a table under HEADER, from what `benchmarks.forward` measured."""
-    has_amx = "amx_bf16" in results["environment"]["flags"]
-    measured = {workload["name"]: timings(workload) for workload in results["workloads"]}
-    return [_row(goal, measured, has_amx) for goal in GOALS]
+def rows(results: Results) -> list[tuple[str, str, str, str]]:
+    """One row per goal for a table under HEADER, from what `benchmarks.models` measured."""
+    has_amx = "amx_bf16" in results.environment["flags"]
+    groups = results.groups()
+    return [_row(goal, groups, has_amx) for goal in GOALS]
 
 
 def _row(
-    goal: Goal, measured: Mapping[str, Mapping[str, Timing]], has_amx: bool
+    goal: Goal, groups: Mapping[str, Mapping[str, Row]], has_amx: bool
 ) -> tuple[str, str, str, str]:
     wanted = f"{goal.factor:g}x"
-    ours = measured.get(goal.workload, {})
-    theirs = measured.get(goal.peers_workload or goal.workload, {})
-    peers = [name for name in goal.peers if name in theirs]
-    if goal.ours not in ours or not peers:
+    ours = groups.get(goal.workload, {}).get(goal.ours)
+    peers = [
+        row
+        for row in groups.get(goal.peers_workload or goal.workload, {}).values()
+        if row.name == goal.peer or (goal.peer is None and not row.name.startswith("fastdistil"))
+    ]
+    if ours is None or not peers:
         return goal.text, wanted, "-", "not measured"
-    best = min(peers, key=lambda name: theirs[name].median)
-    reached = ratio(ours[goal.ours], theirs[best])
-    figure = f"{reached:.2f}x" if len(goal.peers) == 1 else f"{reached:.2f}x ({best})"
+    best = min(peers, key=lambda row: row.timing.median)
+    reached = ratio(ours.timing, best.timing)
+    figure = f"{reached:.2f}x" if goal.peer else f"{reached:.2f}x ({best.name})"
     if goal.needs_amx and not has_amx:
         return goal.text, wanted, figure, "set for AMX, none here"
     return goal.text, wanted, figure, "met" if reached >= goal.factor else "not met"

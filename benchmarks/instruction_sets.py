@@ -25,26 +25,19 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cpu_engine, ours, peer_limits, workloads
+from benchmarks import cpu_engine, peer_limits, workloads
+from benchmarks.command import add_json_option, add_quick_option, command_parser, save
 from benchmarks.corpora import ROOT
-from benchmarks.harness import (
-    add_json_option,
-    add_quick_option,
-    command_parser,
-    describe,
-    environment,
-    markdown_table,
-    ratio,
-    save,
-    say,
-    timings,
-    write_results,
-)
-from benchmarks.peers import PEERS, peer_names
-from benchmarks.race import choose, original, prepare, race, tokens_per_second
-from benchmarks.workloads import Workload
 from fastdistil import EncoderConfig
 from fastdistil.backends.cpu import INSTRUCTION_SETS, extension_error, instruction_sets
+from fastdistil.bench import ours
+from fastdistil.bench.environment import describe, environment
+from fastdistil.bench.peers import PEERS, peer_names
+from fastdistil.bench.race import choose, original, prepare, race
+from fastdistil.bench.results import Row, write_json
+from fastdistil.bench.tables import markdown_table
+from fastdistil.bench.timing import Timing, ratio, say
+from fastdistil.bench.workloads import Workload
 
 HEADER = (
     "instruction set",
@@ -69,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.child is not None:
             measured = measure_one(options.child, options.peers, quick=options.quick)
-            write_results(options.json, measured)
+            write_json(options.json, measured)
             return 0
         check_kernels()
         results = measure(options.isas or available(), options.peers, quick=options.quick)
@@ -138,9 +131,26 @@ def measure_one(isa: str, peers: Sequence[str], *, quick: bool) -> dict[str, Any
     contenders = [*packed, *engines.values()]
     expected = original(model, mixed)
     chosen = list(choose(contenders, mixed, expected, results["refused"], quick=quick))
-    results["workloads"].append(race(mixed, chosen, rounds))
-    results["workloads"].append(race(mixed.sorted_by_length(), chosen, rounds, warm_up=True))
+    by_length = mixed.sorted_by_length()
+    results["workloads"].append(_workload(race(mixed, chosen, rounds)))
+    results["workloads"].append(_workload(race(by_length, chosen, rounds, warm_up=True)))
     return results
+
+
+def _workload(rows: Sequence[Row]) -> dict[str, Any]:
+    """What JSON knows of a workload's rows."""
+    first = rows[0]
+    engines = [{**row.info, "name": row.name, "seconds": row.timing.seconds} for row in rows]
+    return {"name": first.group, "tokens": first.info["tokens"], "engines": engines}
+
+
+def _timings(workload: Mapping[str, Any]) -> dict[str, Timing]:
+    return {engine["name"]: Timing(tuple(engine["seconds"])) for engine in workload["engines"]}
+
+
+def _rate(workload: Mapping[str, Any], timing: Timing) -> str:
+    """Real tokens a second."""
+    return f"{workload['tokens'] / timing.median:,.0f}"
 
 
 def seconds_at_peak(model: Any, precision: str, workload: Workload, *, quick: bool) -> float:
@@ -177,10 +187,10 @@ def _rows(measured: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     own = [e["precision"] for e in first["engines"] if e["name"].startswith("fastdistil")]
     for precision in own:
         for workload, order in zip(measured["workloads"], ("given order", "sorted"), strict=True):
-            turns = timings(workload)
+            turns = _timings(workload)
             name = f"fastdistil {precision}"
             least = measured["seconds_at_peak"][precision]
-            rate = f"{tokens_per_second(workload, turns[name].median):,.0f}"
+            rate = _rate(workload, turns[name])
             share = f"{least / turns[name].median:.0%}"
             begin = (measured["isa"], precision, order, rate, share)
             peers = [
@@ -198,7 +208,7 @@ def _rows(measured: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
                 yield (
                     *begin,
                     peer + remark,
-                    f"{tokens_per_second(workload, turns[peer].median):,.0f}",
+                    _rate(workload, turns[peer]),
                     f"{times:.2f}x",
                     verdict(times),
                 )

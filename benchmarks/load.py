@@ -23,18 +23,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import ours, workloads
+from benchmarks import workloads
+from benchmarks.command import add_json_option, command_parser, save
 from benchmarks.corpora import ROOT, minilm_folder
 from benchmarks.first_vector import EAGER
-from benchmarks.harness import (
-    add_json_option,
-    command_parser,
-    describe,
-    environment,
-    markdown_table,
-    save,
-    say,
-)
+from fastdistil.bench import ours
+from fastdistil.bench.environment import describe, environment
+from fastdistil.bench.tables import markdown_table
+from fastdistil.bench.timing import say
 
 HEADER = (
     "engine",

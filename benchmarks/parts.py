@@ -24,12 +24,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness, ours, workloads
+from benchmarks import workloads
 from benchmarks.cpu_engine import CpuEngine, flops, prepare, run_command, seconds_at_peak
-from benchmarks.harness import describe, environment, markdown_table, say
-from benchmarks.workloads import Workload
 from fastdistil import EncoderConfig
 from fastdistil.backends.threads import num_threads
+from fastdistil.bench import ours, timing
+from fastdistil.bench.environment import describe, environment
+from fastdistil.bench.tables import markdown_table
+from fastdistil.bench.timing import say
+from fastdistil.bench.workloads import Workload
 from fastdistil.packing import PackedBatch, pack_ids
 
 HEADER = ("part", "share of time", "GFLOP/s a thread", "of the peak")
@@ -106,7 +109,7 @@ def take_turns(engines: Sequence[CpuEngine], workload: Workload, rounds: int) ->
     turns: list[list[Turn]] = [[] for _ in engines]
     for turn in range(rounds + 1):
         for engine, taken in zip(engines, turns, strict=True):
-            time.sleep(harness.SETTLE_SECONDS)
+            time.sleep(timing.SETTLE_SECONDS)
             timed = _turn(engine, batch, workload.repeats)
             if turn > 0:
                 taken.append(timed)

@@ -31,17 +31,12 @@ import numpy.typing as npt
 
 import fastdistil
 from benchmarks.accuracy import refused
+from benchmarks.command import add_json_option, command_parser, save
 from benchmarks.corpora import minilm_folder, movie_reviews
-from benchmarks.harness import (
-    add_json_option,
-    command_parser,
-    describe,
-    environment,
-    known_names,
-    markdown_table,
-    save,
-)
 from fastdistil.backends import PRECISIONS
+from fastdistil.bench.environment import describe, environment
+from fastdistil.bench.peers import known_names
+from fastdistil.bench.tables import markdown_table
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -5,7 +5,7 @@
     python -m benchmarks.threads --precisions bf16,int8
     python -m benchmarks.threads --json              # also writes results/<device>/threads.json
 
-The engine by itself, on batches that are packed beforehand (`benchmarks.forward` has the module
+The engine by itself, on batches that are packed beforehand (`benchmarks/models` has the module
 around it), and four questions, each answered by turns inside one run:
 
 - What does a forward gain from a thread on every core, and lose to four on every core? (Nobody gets
@@ -34,12 +34,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness, ours, workloads
+from benchmarks import workloads
 from benchmarks.cpu_engine import CpuEngine, prepare, run_command
-from benchmarks.harness import describe, environment, markdown_table, say
-from benchmarks.peers import Engine, eager
-from benchmarks.workloads import Workload
 from fastdistil.backends.threads import usable_cpus
+from fastdistil.bench import ours, timing
+from fastdistil.bench.engines import Engine
+from fastdistil.bench.environment import describe, environment
+from fastdistil.bench.peers.pytorch import eager
+from fastdistil.bench.tables import markdown_table
+from fastdistil.bench.timing import say
+from fastdistil.bench.workloads import Workload
 from fastdistil.packing import pack_ids
 
 # One forward of a turn is no measurement of what takes a millisecond.
@@ -152,7 +156,7 @@ def call_at_once(engines: Sequence[CpuEngine], workload: Workload, rounds: int) 
         repeats = _repeats(run)
         for _ in range(rounds):
             for callers, turns in seconds[engine.name].items():
-                time.sleep(harness.SETTLE_SECONDS)
+                time.sleep(timing.SETTLE_SECONDS)
                 turns.append(seconds_with_callers(run, int(callers), repeats))
     return {
         "workload": workload.name,
@@ -214,7 +218,7 @@ def turn(
     run: Callable[[], object], repeats: int, before: Callable[[], object] | None = None
 ) -> float:
     """Mean seconds of so many forwards, one after the other."""
-    time.sleep(harness.SETTLE_SECONDS)
+    time.sleep(timing.SETTLE_SECONDS)
     spent = 0.0
     for _ in range(repeats):
         if before is not None:

@@ -62,15 +62,26 @@ def check_files(
     format_of_input(source, input_format, text_column, id_column)
     if format_of_output(output) == "parquet":
         import_pyarrow("writing .parquet")
+    check_output(output)
+    if str(source) != STDIN:
+        status = os.stat(source)
+        if os.path.exists(output) and os.path.samestat(status, os.stat(output)):
+            raise UsageError(f"input and output are the same file, {output}")
+
+
+def check_output(output: str | Path) -> None:
+    """That a file can be written there, as far as can be told without writing it.
+
+    Raises:
+        OSError: it cannot.
+    """
     folder = Path(output).parent
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(folder))
     if Path(output).is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder; a file is wanted", str(output))
-    if str(source) != STDIN:
-        status = os.stat(source)
-        if os.path.exists(output) and os.path.samestat(status, os.stat(output)):
-            raise UsageError(f"input and output are the same file, {output}")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "this folder cannot be written to", str(folder))
 
 
 def write_vectors(

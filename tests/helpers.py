@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from fastdistil.config import EncoderConfig
 
-# What `benchmarks.harness.environment` says, of a machine that does not matter.
+# What `fastdistil.bench.environment` says, of a machine that does not matter.
 SOME_ENVIRONMENT: dict[str, Any] = {
     "device": "CPU",
     "cores": 2,
     "threads": 2,
     "flags": [],
+    "platform": "Linux",
+    "python": "3",
     "fastdistil": "0",
     "packages": {},
     "commit": "none",

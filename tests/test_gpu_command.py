@@ -26,6 +26,7 @@ from benchmarks.gpu import (
 from benchmarks.gpu.session import Job, OutOfTimeError, Session
 from benchmarks.gpu.store import Store, read_items, read_results
 from benchmarks.gpu.timing import HostTimer, Turn
+from fastdistil.bench.timing import Timing
 from fastdistil.kernels.settings import LinearSetting, RowSetting, Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,7 +181,6 @@ class Scripted(HostTimer):
     """A clock on which each turn takes as long as its number of calls says, in microseconds."""
 
     def race(self, contenders: Any, rounds: int) -> Any:
-        from benchmarks.harness import Timing
 
         return {name: Timing((turn.calls * 1e-6,) * rounds) for name, turn in contenders.items()}
 
@@ -214,7 +214,6 @@ def test_kernels_start_early_where_that_wins_somewhere_and_loses_nowhere(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from benchmarks.harness import Timing
 
     def race(_session: Session, row: inputs.Row, entry: str, values: list[bool]) -> Any:
         assert entry == "dependent_launch"

@@ -29,7 +29,7 @@ from benchmarks.gpu import (
 )
 from benchmarks.gpu.session import OutOfTimeError, Session
 from benchmarks.gpu.timing import HostTimer
-from benchmarks.harness import Timing
+from fastdistil.bench.timing import Timing
 from fastdistil.kernels.settings import Settings, load_settings
 
 H100, OTHER = "NVIDIA H100 80GB HBM3", "NVIDIA H200"

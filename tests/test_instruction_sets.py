@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from helpers import SOME_ENVIRONMENT
 
-from benchmarks import harness, instruction_sets, peer_limits, peers
+from benchmarks import instruction_sets, peer_limits
 from fastdistil.backends import cpu
+from fastdistil.bench import environment, peers, timing
 
 pytest.importorskip("transformers", reason="random_distilbert is transformers' model")
 pytest.importorskip("fastdistil._C", reason="kernels are in the C++ extension")
@@ -38,7 +39,7 @@ bf16 brgemm_avx512_bf16
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(timing, "SETTLE_SECONDS", 0)
 
 
 def test_what_libraries_say_is_understood() -> None:
@@ -105,7 +106,9 @@ def test_limits_are_in_the_environment() -> None:
     assert set(peer_limits.LIMITS) == set(cpu.INSTRUCTION_SETS) - {"amx"}
 
 
-@pytest.mark.skipif("avx2" not in harness.cpu()[1], reason="oneDNN's names are of x86 with AVX2")
+@pytest.mark.skipif(
+    "avx2" not in environment.cpu()[1], reason="oneDNN's names are of x86 with AVX2"
+)
 def test_torch_is_held_and_says_so() -> None:
     said = peer_limits.understood("torch", peer_limits.output_of("torch", "portable"))
     assert said["torch"] == "DEFAULT"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from helpers import SOME_ENVIRONMENT
 
-from benchmarks import load, ours
+from benchmarks import load
 from benchmarks.first_vector import EAGER
+from fastdistil.bench import ours
 
 
 def test_table_is_of_medians() -> None:

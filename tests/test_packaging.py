@@ -144,6 +144,7 @@ def test_wheel_holds_the_package_the_kernels_and_the_extension(wheel: Path) -> N
     assert {f"fastdistil/kernels/tuning/{t}.json" for t in ("sm_80", "sm_90")} <= files
     assert "fastdistil/kernels/README.md" in files
     assert "fastdistil/py.typed" in files
+    assert {f"fastdistil/bench/{name}" for name in ("sample.json", "sentences.txt")} <= files
     kernels = {f"fastdistil/{name}" for name in python_sources(ROOT / "kernels")}
     package = python_sources(ROOT / "fastdistil") - {"fastdistil/kernels/__init__.py"}
     assert {name for name in files if name.endswith(".py")} == package | kernels

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from helpers import SOME_ENVIRONMENT
 
-from benchmarks import cpu_engine, harness, ours, parts
-from benchmarks.workloads import Workload
+from benchmarks import cpu_engine, parts
 from fastdistil import EncoderConfig
+from fastdistil.bench import ours, timing
+from fastdistil.bench.workloads import Workload
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(timing, "SETTLE_SECONDS", 0)
 
 
 def test_operations_are_those_of_the_matrices() -> None:

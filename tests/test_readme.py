@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -13,8 +12,10 @@ import numpy as np
 import pytest
 
 import fastdistil
-from benchmarks import forward
+from benchmarks import report
+from benchmarks.sections import models
 from fastdistil import cli
+from fastdistil.bench import results
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -92,8 +93,6 @@ def test_commands_exist() -> None:
 
 def test_table_is_what_was_measured() -> None:
     """README names the results file its table was made from, and shows exactly that table."""
-    (name,) = re.findall(r"--show (\S+\.json)", README)
-    results = json.loads((ROOT / name).read_text(encoding="utf-8"))
-    assert forward.with_figures(README, results, ROOT / name) == README
-    assert forward.figures(results) in README
-    assert not results["quick"]
+    (name,) = re.findall(r"\]\((\S+\.json)\)", README)
+    assert report.with_figures(README, ROOT / name) == README
+    assert models.figures(results.read(ROOT / name)) in README

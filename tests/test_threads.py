@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from helpers import SOME_ENVIRONMENT
 
-from benchmarks import cpu_engine, harness, ours, threads
+from benchmarks import cpu_engine, threads
+from fastdistil.bench import ours, timing
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(timing, "SETTLE_SECONDS", 0)
     monkeypatch.setattr(threads, "COMPANY_SECONDS", 0)
     monkeypatch.setattr(threads, "IDLE_SECONDS", 0.01)
     monkeypatch.setattr(threads, "TURN_SECONDS", 1e-9)

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.gpu import ceilings, latency, tables, tune_forward
 from benchmarks.gpu.device import describe
 from benchmarks.gpu.store import read_results
-from benchmarks.harness import markdown_table
+from fastdistil.bench.tables import markdown_table
 
 STAGES = ("check", "ceilings", "tune", "bench", "profile")
 

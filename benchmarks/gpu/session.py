@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.command import RESULTS
 from benchmarks.corpora import ROOT
 from benchmarks.gpu import device as devices
 from benchmarks.gpu.store import Store
 from benchmarks.gpu.timing import EventTimer, HostTimer, Timer
-from benchmarks.harness import RESULTS
 
 TUNING = ROOT / "kernels" / "tuning"
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import write_results
+from fastdistil.bench.results import write_json
 
 
 class Store:
@@ -61,7 +61,7 @@ class Store:
             "failed": self.failed,
             "left_out": self.left_out,
         }
-        write_results(self.path, results)
+        write_json(self.path, results)
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.harness import Timing
+from fastdistil.bench.timing import Timing
 
 Call = Callable[[], object]
 

@@ -35,7 +35,7 @@ from benchmarks.gpu.tune_cases import (
     Setting,
     Spec,
 )
-from benchmarks.harness import Timing
+from fastdistil.bench.timing import Timing
 from fastdistil.kernels.settings import RowSetting, Settings, load_settings
 
 # (out_features, in_features, activation)

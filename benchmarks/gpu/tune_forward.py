@@ -18,8 +18,8 @@ from benchmarks.gpu import contenders, inputs, latency, tables
 from benchmarks.gpu.inputs import Inputs, Row
 from benchmarks.gpu.session import Job, Session
 from benchmarks.gpu.timing import Turn
-from benchmarks.harness import Timing
 from fastdistil.backends import cuda_latency
+from fastdistil.bench.timing import Timing
 from fastdistil.kernels.settings import load_settings
 
 CHUNK, DEPENDENT = "chunk_tokens", "dependent_launch"

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 import fastdistil
-from benchmarks.accuracy import refusal
-from benchmarks.harness import known_names
-from benchmarks.peers import Engine, Floats, Variant, torch_variant
-from benchmarks.workloads import Workload
-from fastdistil.drop_in import Explanation
-from fastdistil.packing import pack_ids
+
+from ..backends import select
+from ..drop_in import Explanation
+from ..packing import pack_ids
+from .engines import Engine, Floats, Variant, torch_variant
+from .peers import known_names
+from .workloads import Workload
 
 PRECISIONS = ("int8", "bf16", "fp32")
 
@@ -32,6 +33,15 @@ def add_precisions_option(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,NAME",
         help="which (default: %(default)s); one without kernels for this CPU is left out",
     )
+
+
+def refusal(config: fastdistil.EncoderConfig, precision: str, backend: str) -> str | None:
+    """Why nothing on this machine's CPU, or not that backend, runs a model of these sizes so."""
+    try:
+        select(config, torch.device("cpu"), precision, backend)
+    except ValueError as why:
+        return str(why)
+    return None
 
 
 def precisions(hf_model: Any, missing: list[str], among: Sequence[str] = PRECISIONS) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import workloads
-from benchmarks.accuracy import least_cosine
-from benchmarks.harness import alternate, fastest, say
-from benchmarks.peers import PEERS, Engine, Floats, Variant, torch_variant
-from benchmarks.workloads import Workload
+import numpy as np
+import numpy.typing as npt
+
+from .engines import Engine, Floats, Variant, torch_variant
+from .peers import PEERS
+from .results import Row
+from .timing import alternate, fastest, say
+from .workloads import PEER_BATCH, Workload
 
 # The least cosine of any real token with eager fp32: far looser than what the engines keep, far
 # tighter than what any mistake (mask, positions, a forgotten bias) leaves.
@@ -40,10 +43,10 @@ def prepare(
         try:
             engines[name] = PEERS[name](model)
         except ModuleNotFoundError as error:
-            missing.append(f'{name}: {error}; `python -m pip install -e ".[bench]"` brings it')
+            missing.append(f'{name}: {error}; `pip install "fastdistil[bench]"` brings it')
         except ImportError as error:  # there, but not with what is needed
             missing.append(f"{name}: {error}")
-        except RuntimeError as error:
+        except Exception as error:  # whatever other people's packages raise
             failed.append(f"{name}: {_first_line(error)}")
             say(failed[-1])
     return engines
@@ -67,22 +70,28 @@ def choose(
 
     Args:
         expected: fp32 [rows, D], in the order of `Variant.rows`.
-        failed: gets a line for each engine whose answers are wrong, or that gives none.
+        failed: gets a line for each engine whose answers are too far off, or that gives none.
         quick: one turn for each variant, not two.
+
+    Raises:
+        ValueError: what is expected is zero, which proves nothing and runs faster on some hardware.
     """
+    if not expected.any():
+        raise ValueError(f"{workload.name}: the reference is all zeros; measure on real numbers")
     for engine in engines:
         try:
             cosines = {v.configuration: _cosine(v, workload, expected) for v in engine.variants}
-        except RuntimeError as error:
+        except Exception as error:
             failed.append(f"{engine.name}, {workload.name}: {_first_line(error)}")
             say(failed[-1])
             continue
-        worst = min(cosines.values())
-        if not worst >= LEAST_COSINE[engine.precision]:
-            failed.append(f"{engine.name}, {workload.name}: wrong answers (cosine {worst:.4f})")
+        worst, wanted = min(cosines.values()), LEAST_COSINE[engine.precision]
+        if not worst >= wanted:
+            told = f"answers too far off (least cosine {worst:.4f}, wanted {wanted})"
+            failed.append(f"{engine.name}, {workload.name}: {told}")
             say(failed[-1])
             continue
-        few = workload.head(2 * workloads.PEER_BATCH)
+        few = workload.head(2 * PEER_BATCH)
         by_name = {variant.configuration: variant for variant in engine.variants}
         turns = {name: _bind(variant, few) for name, variant in by_name.items()}
         best = by_name[fastest(turns, rounds=1 if quick else 2)]
@@ -93,33 +102,39 @@ def choose(
 
 def race(
     workload: Workload, contenders: Sequence[Contender], rounds: int, *, warm_up: bool = False
-) -> dict[str, Any]:
-    """Time them, `rounds` turns each: the workload's entry in the results."""
+) -> list[Row]:
+    """Time them, `rounds` turns each: a row for each, in the group of the workload's name."""
     say(f"{workload.name}: {rounds} turns each")
     turns = {c.engine.name: _bind(c.variant, workload) for c in contenders}
     timings = alternate(turns, rounds, warm_up=warm_up)
-    return {
-        "name": workload.name,
+    facts = {
         "sequences": len(workload.sequences),
         "tokens": workload.tokens,
         "padded_tokens": sum(batch.input_ids.size for batch in workload.batches),
         "repeats": workload.repeats,
-        "engines": [
+    }
+    return [
+        Row(
+            workload.name,
+            c.engine.name,
+            timings[c.engine.name].seconds,
             {
-                "name": c.engine.name,
                 "precision": c.engine.precision,
                 "configuration": c.variant.configuration,
                 "least_cosine": c.cosine,
-                "seconds": timings[c.engine.name].seconds,
-            }
-            for c in contenders
-        ],
-    }
+                **facts,
+            },
+        )
+        for c in contenders
+    ]
 
 
-def tokens_per_second(workload: Mapping[str, Any], seconds: float) -> float:
-    """Of a turn that took so long, for a workload in the results."""
-    return float(workload["tokens"] * workload["repeats"] / seconds)
+def least_cosine(got: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> float:
+    """The smallest cosine between rows of the two; NaN, which keeps no promise, if any is NaN."""
+    if got.shape != expected.shape:
+        raise ValueError(f"shapes {got.shape} and {expected.shape} differ")
+    squares = (got * got).sum(1) * (expected * expected).sum(1)
+    return float(((got * expected).sum(1) / np.sqrt(squares)).min())
 
 
 def _cosine(variant: Variant, workload: Workload, expected: Floats) -> float:

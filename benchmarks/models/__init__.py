@@ -1,0 +1,1 @@
+"""DistilBERT-base forwards: fastdistil beside the engines people use."""
