@@ -1,0 +1,1 @@
+"""Each operation of an encoder alone: every implementation of it side by side."""
