@@ -1,0 +1,1 @@
+"""Text to vectors, tokenisation included: fastdistil beside what people use today."""
