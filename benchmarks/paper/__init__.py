@@ -1,0 +1,1 @@
+"""DistilBERT's paper measured again: what distillation gives, what kernels give, what both give."""

@@ -1,0 +1,1 @@
+"""How the time of DistilBERT-base forwards grows: tokens, length, batch, threads."""
