@@ -49,8 +49,8 @@ NAMES = {
 }
 ONE = "1 x 16"
 
-# Far more than any cache holds.
-READ_BYTES = 256 << 20
+# More than any cache holds: servers have some of hundreds of megabytes.
+READ_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ FAKE = """
 import json, os, sys
 import numpy as np
 kind, log = sys.argv[1:]
+if kind == "dies at once":
+    sys.exit("no such model")
 for line in sys.stdin:
     request = json.loads(line)
     rows = len(open(request["texts"]).read().splitlines())
@@ -105,6 +107,7 @@ def test_right_vectors_pass_and_say_how_right(start: Start, ones: Texts) -> None
         ("wrong", "wrong answers (cosine -0.0417)"),
         ("not a number", "wrong answers (cosine nan)"),
         ("too few", "shapes (2, 384) and (3, 384) differ"),
+        ("dies at once", "no such model"),
         ("dies", "no such luck"),
         ("dies silently", "ended with 3"),
     ],
@@ -116,6 +119,7 @@ def test_others_are_left_out_with_the_reason(
     good, bad = start("right", "good"), start(kind, "bad", "int8")
     assert [entry.worker for entry in check([bad, good], ones, left_out)] == [good]
     assert left_out == [f"bad, three: {told}"]
+    assert check([bad], ones, left_out) == []  # also where nobody is there any more
 
 
 def test_workers_take_turns_on_what_they_have_proved(start: Start, ones: Texts, log: Path) -> None:

@@ -35,7 +35,7 @@ _MAKERS = (
     "openvino",
 )
 # What sentence-transformers calibrates with comes from a hub; so many of our own stand in.
-_CALIBRATION_SENTENCES = 128
+_CALIBRATION_SENTENCES = 300
 
 
 def exported(name: str, checkpoint: Path) -> Path:

@@ -160,6 +160,7 @@ def _sources() -> list[Path]:
     """The code that figures depend on."""
     here = Path(__file__).resolve().parent
     measuring = [path for path in here.glob("*.py") if path.name not in _NOT_MEASURING]
+    measuring.append(here.parent / "kernels" / "operations.py")
     product = [*(ROOT / "kernels").glob("*.py"), *(ROOT / "fastdistil").rglob("*.py")]
     compiled = [*(ROOT / "csrc" / "cuda").glob("*.cu"), *(ROOT / "csrc" / "cuda").glob("*.h")]
     return [*measuring, *product, *compiled]

@@ -170,10 +170,7 @@ def row(
     facts: Mapping[str, Any],
     isa: str | None = None,
 ) -> Row:
-    """One contender in one operation, beside what the device can do at most.
-
-    What only moves bytes still has the ceiling of its precision's products.
-    """
+    """One contender in one operation, beside what the device can do at most."""
     cost = operation.cost(operands, PRECISIONS[precision].size)
     info = {
         "operation": operation.name,
