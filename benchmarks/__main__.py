@@ -62,7 +62,7 @@ def _run(suite: str, folder: Path, *, quick: bool) -> bool:
     start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{suite}.part"
-    command = [sys.executable, "-m", "pytest", f"benchmarks/{suite}", "-o", "addopts=", "-q"]
+    command = [sys.executable, "-m", "pytest", f"benchmarks/{suite}", "-o", "addopts=", "-q", "-s"]
     command += ["--benchmark-only", "--benchmark-json", str(part.resolve())]
     command += ["--quick"] if quick else []
     status = subprocess.run(command, cwd=ROOT, check=False).returncode

@@ -24,7 +24,6 @@ PEERS: dict[str, Callable[[Any], Engine]] = {
     "onednn-fp32": pytorch.onednn,
     "onednn-int8": lambda model: pytorch.quantized(model, "onednn"),
     "fbgemm-int8": lambda model: pytorch.quantized(model, "fbgemm"),
-    "compile-fp32": lambda model: pytorch.compiled(model, "fp32", "default"),
     "compile-bf16": lambda model: pytorch.compiled(model, "bf16", "default"),
     "compile-max-autotune-bf16": lambda model: pytorch.compiled(model, "bf16", "max-autotune"),
     "openvino-fp32": lambda model: openvino.openvino(model, "fp32"),
