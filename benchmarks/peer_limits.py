@@ -53,10 +53,12 @@ _USED_BY = {
     "eager PyTorch fp32": ("torch", "MKL"),
     "eager PyTorch bf16": ("torch", "oneDNN of torch"),
     "torch.compile bf16": ("torch", "oneDNN of torch"),
+    "torch.compile max-autotune bf16": ("torch", "oneDNN of torch"),
     "PyTorch oneDNN fp32": ("torch", "oneDNN of torch"),
     "PyTorch oneDNN int8": ("torch", "oneDNN of torch"),
     "OpenVINO fp32": ("oneDNN of OpenVINO", "OpenVINO fp32"),
     "OpenVINO bf16": ("oneDNN of OpenVINO", "OpenVINO bf16"),
+    "OpenVINO int8": ("oneDNN of OpenVINO",),
 }
 
 # Library by library, what it said of itself; "" where it said nothing.
@@ -115,6 +117,8 @@ def not_limited(peer: str, isa: str, said: Said) -> str | None:
     """Why a peer of that name may use more than the instruction set; None if it may not."""
     if peer.startswith(("ONNX Runtime", "PyTorch FBGEMM")):
         return "it has no such setting"
+    if peer.startswith("CTranslate2"):
+        return "it does not say what it uses"
     for library in _USED_BY[peer]:
         reason = _unlimited(said.get(library, ""), isa)
         if reason is not None:

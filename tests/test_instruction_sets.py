@@ -76,7 +76,13 @@ def test_what_libraries_say_is_understood() -> None:
             "avx512",
             "OpenVINO fp32 multiplies with gemm_mlas_f32, which has no such setting",
         ),
+        (
+            "OpenVINO int8",
+            "avx2",
+            "oneDNN of OpenVINO uses Intel AVX-512 with Intel DL Boost and bfloat16 support",
+        ),
         ("ONNX Runtime int8", "avx2", "it has no such setting"),
+        ("CTranslate2 int8", "avx2", "it does not say what it uses"),
     ],
 )
 def test_who_is_held(peer: str, isa: str, reason: str | None) -> None:
@@ -266,4 +272,5 @@ def test_unknown_instruction_sets_are_named(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_compiling_peers_are_left_out_unless_named() -> None:
-    assert set(peers.PEERS) - set(instruction_sets.DEFAULT_PEERS) == {"compile-bf16"}
+    left_out = set(peers.PEERS) - set(instruction_sets.DEFAULT_PEERS)
+    assert left_out == {"compile-bf16", "compile-max-autotune-bf16"}

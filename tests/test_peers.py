@@ -91,7 +91,7 @@ def test_every_variant_of_every_peer_computes_the_model(
     model, threads = tiny(kind), torch.get_num_threads()
     engine = prepared(name, model)
     assert engine.precision == name.rpartition("-")[2]
-    assert len({variant.configuration for variant in engine.variants}) == len(engine.variants) == 2
+    assert len({variant.configuration for variant in engine.variants}) == len(engine.variants)
     check(engine, model, workload)
     assert torch.get_num_threads() == threads, "the engines after this one would be slower"
 

@@ -30,7 +30,7 @@ def ctranslate2(model: Any, precision: str) -> Engine:
     variants = []
     with tempfile.TemporaryDirectory() as folder:
         _convert(model, folder)
-        for inter, intra in ((1, threads), (threads, 1)):
+        for inter, intra in dict.fromkeys(((1, threads), (threads, 1))):
             encoder = ct2.Encoder(
                 folder,
                 compute_type=_COMPUTE_TYPES[precision],
@@ -48,7 +48,7 @@ def _convert(model: Any, folder: str) -> None:
     """Write the model as CTranslate2 reads it; it is quantised when it is loaded."""
     from ctranslate2.converters.transformers import BertLoader, DistilBertLoader
 
-    # Not TransformersConverter: it wants a folder with a tokenizer, and fails on every BertModel of
+    # Not TransformersConverter: it wants a folder with a tokenizer, and fails on a BertConfig made by
     # transformers 5 ("'BertConfig' object has no attribute 'position_embedding_type'").
     size = model.config.vocab_size
     vocabulary = {f"token {index}": index for index in range(size)}  # only ids are ever fed
