@@ -19,19 +19,12 @@ import numpy as np
 from benchmarks.corpora import ROOT
 from benchmarks.encode.engines import TextEngine
 from benchmarks.encode.texts import Texts
-from fastdistil.bench.race import LEAST_COSINE as OF_FORWARDS
-from fastdistil.bench.race import least_cosine
+from fastdistil.bench.race import LEAST_COSINE, least_cosine
 from fastdistil.bench.results import Row
 from fastdistil.bench.timing import Timing, alternate, say
 
 # requirements-optimum.txt, installed beside everything else.
 OPTIMUM = Path(sys.prefix) / "optimum"
-
-# The least cosine of any text's vector with the original's. For int8 less than for the forwards of
-# random weights: ONNX Runtime's keeps 0.957 of trained ones. A wrong mask, pooling or position
-# leaves 0.8 or less; a wrong segment 0.98 and a cut a few tokens early 0.995, which shows in the
-# fp32 of the same engine.
-LEAST_COSINE = OF_FORWARDS | {"int8": 0.95}
 
 
 @dataclass(frozen=True)

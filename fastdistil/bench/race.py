@@ -15,9 +15,11 @@ from .results import Row
 from .timing import alternate, fastest, say
 from .workloads import PEER_BATCH, Workload
 
-# The least cosine of any real token with eager fp32: far looser than what the engines keep, far
-# tighter than what any mistake (mask, positions, a forgotten bias) leaves.
-LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.999, "int8": 0.98}
+# The least cosine of any real token with eager fp32: looser than what engines keep, tighter than
+# what a mistake (mask, positions, a forgotten bias) leaves. In int8 ONNX Runtime and OpenVINO keep
+# 0.95 to 0.96 of the worst token of trained weights (MiniLM); a wrong mask leaves 0.8 or less. And
+# what an engine kept stands beside its figures. A smaller mistake shows in its fp32.
+LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.999, "int8": 0.95}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def _convert(model: Any, folder: str) -> None:
     """Write the model as CTranslate2 reads it; it is quantised when it is loaded."""
     from ctranslate2.converters.transformers import BertLoader, DistilBertLoader
 
-    # Not TransformersConverter: it wants a folder with a tokenizer, and fails on a BertConfig made by
+    # Not TransformersConverter: it wants a folder with a tokenizer, and fails on a BertConfig of
     # transformers 5 ("'BertConfig' object has no attribute 'position_embedding_type'").
     size = model.config.vocab_size
     vocabulary = {f"token {index}": index for index in range(size)}  # only ids are ever fed
