@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import corpora, workloads
+from fastdistil.bench.workloads import pad
 from fastdistil.packing import PackedBatch, pack_ids
 
 SETS = 3
@@ -159,14 +160,9 @@ def _inputs(ids: Sequence[npt.NDArray[np.int32]], device: torch.device) -> Input
 
 
 def _pad(ids: Sequence[npt.NDArray[np.int32]], device: torch.device) -> Padded:
-    longest = max(map(len, ids))
-    input_ids = np.zeros((len(ids), longest), np.int64)
-    mask = np.zeros_like(input_ids)
-    for row, sequence in enumerate(ids):
-        input_ids[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = 1
-    full = bool(mask.all())
+    batch = pad(ids)
+    full = bool(batch.attention_mask.all())
     return Padded(
-        torch.from_numpy(input_ids).to(device),
-        None if full else torch.from_numpy(mask).to(device),
+        torch.from_numpy(batch.input_ids).to(device),
+        None if full else torch.from_numpy(batch.attention_mask).to(device),
     )

@@ -53,13 +53,11 @@ CASES = {
 
 def workload(name: str, *, quick: bool) -> Workload:
     """What that name says."""
-    mixed = workloads.mixed_sentences(64 if quick else 128)
     if name == MIXED:
-        return mixed
+        return workloads.mixed_sentences(64 if quick else 128)
     if name == SORTED:
-        return mixed.sorted_by_length()
+        return workload(MIXED, quick=quick).sorted_by_length()
     if name == ONE:
         return workloads.one_sentence(16, repeats=10 if quick else 20)
     rows, length = map(int, name.split(" x "))
-    repeats = 1 if rows > 1 and name == ROWS else max(1, GRID_TURN_TOKENS // (rows * length))
-    return workloads.full_rows(rows, length, repeats)
+    return workloads.full_rows(rows, length, max(1, GRID_TURN_TOKENS // (rows * length)))

@@ -10,6 +10,7 @@ from benchmarks import goals
 from benchmarks.figures import Bars, bars
 from benchmarks.models.workloads import MIXED, ONE, ROWS, SORTED
 from fastdistil.bench import summary
+from fastdistil.bench.ours import PRECISIONS
 from fastdistil.bench.results import Results
 from fastdistil.bench.tables import markdown_table
 from fastdistil.bench.timing import ratio
@@ -23,7 +24,7 @@ POOLED = "mixed, to vectors"
 PRICE_PER_HOUR = 0.10
 
 # Whom each precision has to be ahead of: peers with no larger an error than its own.
-OPPONENTS = {"int8": ("int8", "bf16", "fp32"), "bf16": ("bf16", "fp32"), "fp32": ("fp32",)}
+OPPONENTS = {precision: summary.OPPONENTS[precision] for precision in PRECISIONS}
 
 
 def blocks(results: Results, price_per_hour: float = PRICE_PER_HOUR) -> list[Block]:

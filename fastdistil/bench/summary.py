@@ -18,7 +18,7 @@ OURS = "fastdistil "
 EAGER = "eager PyTorch fp32"
 
 # What an engine of each precision is compared with: engines that give up no more accuracy.
-_PEERS_OF = {"bf16": ("bf16", "fp32"), "fp32": ("fp32",), "int8": ("int8", "bf16", "fp32")}
+OPPONENTS = {"bf16": ("bf16", "fp32"), "fp32": ("fp32",), "int8": ("int8", "bf16", "fp32")}
 # Workloads in tables, and within a sentence.
 _LABELS = {MIXED: "real sentences, given order", "mixed, sorted": "real sentences, by length"}
 _PLACES = {
@@ -142,10 +142,10 @@ def sentence(results: Results) -> str:
     """
     group = _first_group(results)
     rows = results.groups()[group]
-    ours = next((row for p in _PEERS_OF if (row := rows.get(OURS + p))), None)
+    ours = next((row for p in OPPONENTS if (row := rows.get(OURS + p))), None)
     if ours is None:
         return "There is no figure of fastdistil: why is said where it was left out."
-    allowed = _PEERS_OF[ours.info["precision"]]
+    allowed = OPPONENTS[ours.info["precision"]]
     peers = [
         row
         for row in rows.values()

@@ -53,7 +53,7 @@ class Workload:
     @cached_property
     def batches(self) -> list[Padded]:
         starts = range(0, len(self.sequences), self.batch)
-        return [_pad(self.sequences[start : start + self.batch]) for start in starts]
+        return [pad(self.sequences[start : start + self.batch]) for start in starts]
 
     def sorted_by_length(self) -> Workload:
         """The same sequences as a careful user of a padding engine would batch them."""
@@ -123,7 +123,8 @@ def random_model(config: Any) -> Any:
     return model
 
 
-def _pad(sequences: Sequence[Sequence[int]]) -> Padded:
+def pad(sequences: Sequence[Sequence[int] | npt.NDArray[np.int32]]) -> Padded:
+    """One batch, as wide as its longest sequence."""
     longest = max(map(len, sequences))
     input_ids = np.zeros((len(sequences), longest), np.int64)
     attention_mask = np.zeros_like(input_ids)
