@@ -132,8 +132,10 @@ def measure_one(isa: str, peers: Sequence[str], *, quick: bool) -> dict[str, Any
     expected = original(model, mixed)
     chosen = list(choose(contenders, mixed, expected, results["refused"], quick=quick))
     by_length = mixed.sorted_by_length()
-    results["workloads"].append(_workload(race(mixed, chosen, rounds)))
-    results["workloads"].append(_workload(race(by_length, chosen, rounds, warm_up=True)))
+    results["workloads"].append(_workload(race(mixed, chosen, rounds, quick=quick)))
+    results["workloads"].append(
+        _workload(race(by_length, chosen, rounds, quick=quick, warm_up=True))
+    )
     return results
 
 

@@ -92,7 +92,7 @@ def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
     ]
     peer = eager(model, "fp32")
     callers, company = [], []
-    for workload in (workloads.full_rows(16, 128), workloads.one_sentence(16, 1)):
+    for workload in (workloads.full_rows(16, 128), workloads.one_sentence(16)):
         callers.append(call_at_once(engines, workload, rounds))
         runs = {engine.name: bind(engine, workload) for engine in engines}
         runs[peer.name] = bind_peer(peer, workload)
@@ -104,7 +104,7 @@ def measure(precisions: Sequence[str], *, quick: bool) -> dict[str, Any]:
         "scaling": scaling,
         "callers": callers,
         "company": company,
-        "idle_cpu_seconds": idle_cpu_seconds(bind(engines[0], workloads.one_sentence(16, 1))),
+        "idle_cpu_seconds": idle_cpu_seconds(bind(engines[0], workloads.one_sentence(16))),
         "idle_engine": engines[0].name,
         "idle_seconds": IDLE_SECONDS,
         "missing": missing,
@@ -118,7 +118,7 @@ def scaling_workloads(*, quick: bool) -> list[Workload]:
         workloads.full_rows(16, 128),
         workloads.full_rows(1, 512),
         workloads.full_rows(1, 128),
-        workloads.one_sentence(16, 1),
+        workloads.one_sentence(16),
     ]
 
 

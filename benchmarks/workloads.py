@@ -19,15 +19,15 @@ def mixed_sentences(count: int) -> Workload:
     return Workload("mixed", tuple(token_ids(real_sentences(count)[:count])))
 
 
-def full_rows(rows: int, length: int, repeats: int = 1) -> Workload:
+def full_rows(rows: int, length: int) -> Workload:
     """A batch of `rows` sequences of exactly `length` tokens of running text: nobody pads."""
     # A sentence has a word at least.
-    return workloads.full_rows(token_ids(real_sentences()[: rows * length]), rows, length, repeats)
+    return workloads.full_rows(token_ids(real_sentences()[: rows * length]), rows, length)
 
 
-def one_sentence(length: int, repeats: int) -> Workload:
-    """The first real sentence of exactly `length` tokens, `repeats` times a turn."""
-    return workloads.one_of_length(token_ids(real_sentences()[:2000]), length, repeats)
+def one_sentence(length: int) -> Workload:
+    """The first real sentence of exactly `length` tokens."""
+    return workloads.one_of_length(token_ids(real_sentences()[:2000]), length)
 
 
 def random_distilbert(**sizes: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,40 @@ def test_warm_up_is_not_timed_and_every_round_begins_with_the_next() -> None:
     assert timings["b"] == Timing((4, 3, 5))
     assert (timings["a"].median, timings["a"].best) == (2, 1)
     assert timing.ratio(ours=timings["a"], theirs=timings["b"]) == 2.0
+
+
+def test_turns_begin_with_what_is_not_timed() -> None:
+    clock = Clock()
+    contenders = {"a": clock.worker("a", 1, 2), "b": clock.worker("b", 3, 4)}
+    lead_ins = {"a": clock.worker("!", 70, 70), "b": clock.worker("?", 90, 90)}
+    timings = timing.alternate(
+        contenders, 2, warm_up=False, lead_ins=lead_ins, clock=lambda: clock.now
+    )
+    assert "".join(clock.log) == "!a?b" + "?b!a"
+    assert timings == {"a": Timing((1, 2)), "b": Timing((3, 4))}
+
+
+def test_a_turn_is_as_many_passes_as_it_takes_to_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(race, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(race, "TURN_SECONDS", (12.0, 3.0))
+    workload = Workload("w", ((1, 2),) * 6, batch=2)
+    passes: list[int] = []
+
+    def contender(name: str, seconds_a_sequence: float) -> race.Contender:
+        def run(workload: Workload) -> None:
+            passes.append(len(workload.sequences))
+            clock.now += seconds_a_sequence * len(workload.sequences)
+
+        (answers,) = echo(1.0).variants
+        variant = Variant("as it is", run, answers.rows)
+        return race.Contender(Engine(name, "fp32", (variant,)), variant, 1.0)
+
+    fast, slow = contender("fast", 0.5), contender("slow", 4.0)
+    rows = race.race(workload, [fast, slow], 1, quick=False)
+    assert [row.info["repeats"] for row in rows] == [4, 1]
+    # Two of its batches to see how long it takes; then one untimed, and the passes.
+    assert passes == [*[2] * 4, *[2, 6, 6, 6, 6], *[2, 6]]
 
 
 def test_without_warm_up_every_run_is_timed() -> None:
@@ -152,7 +187,7 @@ def test_random_weights_leave_nothing_at_a_constant() -> None:
 
 def test_throughput_counts_real_tokens_and_never_padding() -> None:
     (contender,) = race.choose([echo(1.0)], PAIR, ONES, [], quick=True)
-    (row,) = race.race(PAIR, [contender], 1)
+    (row,) = race.race(PAIR, [contender], 1, quick=True)
     assert (row.info["tokens"], row.info["padded_tokens"]) == (5, 6)
     timed = Row("w", "echo", (4.0, 2.0, 3.0), {**row.info, "repeats": 2})
     assert timed.timing == Timing((2.0, 1.0, 1.5))  # of one pass

@@ -127,6 +127,7 @@ class OneLayer:
         passes = repeats(forward)
 
         def turn() -> dict[str, float]:
+            forward()  # not timed: nobody pays for the pause
             taken = [forward() for _ in range(passes)]
             return {name: sum(seconds[name] for seconds in taken) for name in names}
 

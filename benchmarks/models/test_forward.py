@@ -62,7 +62,7 @@ def test_forward(name: str, field: Field, record: Record, quick: bool) -> None:
     peers = [e for key, e in field.peers.items() if case.compiled or key not in COMPILED]
     expected = original(field.model, work)
     chosen = list(choose([*own, *peers], work, expected, field.left_out, quick=quick))
-    record(race(work, chosen, case.rounds[quick]))
+    record(race(work, chosen, case.rounds[quick], quick=quick))
 
 
 def test_pooled(field: Field, record: Record, quick: bool) -> None:
@@ -71,5 +71,5 @@ def test_pooled(field: Field, record: Record, quick: bool) -> None:
     engines = [ours.pooled(field.model, precision) for precision in field.precisions]
     expected = ours.means(work, original(field.model, work))
     chosen = list(choose(engines, work, expected, field.left_out, quick=quick))
-    rows = race(work, chosen, 3 if quick else 5)
+    rows = race(work, chosen, 3 if quick else 5, quick=quick)
     record(dataclasses.replace(row, group="mixed, to vectors") for row in rows)

@@ -19,8 +19,6 @@ GRID = (
     (16, 64),
     (16, 256),
 )
-# A turn of the grid runs so many tokens or one batch, whichever is more.
-GRID_TURN_TOKENS = 320
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,8 @@ CASES = {
     MIXED: Case((3, 3), drop_in=False),
     SORTED: Case((3, 3), drop_in=False),
     ROWS: Case((5, 3), drop_in=True),
-    ONE: Case((11, 7), drop_in=True),
-    **{
-        f"{rows} x {length}": Case((7, 5) if rows == 1 else (3, 2), drop_in=True, compiled=False)
-        for rows, length in GRID
-    },
+    ONE: Case((5, 3), drop_in=True),
+    **{f"{rows} x {length}": Case((3, 2), drop_in=True, compiled=False) for rows, length in GRID},
 }
 
 
@@ -58,6 +53,6 @@ def workload(name: str, *, quick: bool) -> Workload:
     if name == SORTED:
         return workload(MIXED, quick=quick).sorted_by_length()
     if name == ONE:
-        return workloads.one_sentence(16, repeats=10 if quick else 20)
+        return workloads.one_sentence(16)
     rows, length = map(int, name.split(" x "))
-    return workloads.full_rows(rows, length, max(1, GRID_TURN_TOKENS // (rows * length)))
+    return workloads.full_rows(rows, length)

@@ -49,7 +49,7 @@ def measure(
         contenders += choose(named, pairs, expected, left_out, quick=quick)
     return [
         replace(row, info={**facts[row.name], "pairs_of_a_pass": PAIRS_OF_A_PASS, **row.info})
-        for row in race(pairs, contenders, rounds)
+        for row in race(pairs, contenders, rounds, quick=quick)
     ]
 
 

@@ -10,8 +10,6 @@ from benchmarks.corpora import real_sentences
 from fastdistil.backends.threads import usable_cpus
 from fastdistil.bench.workloads import Workload
 
-# A turn runs so many tokens, or one batch where that has more.
-TURN_TOKENS = 320
 TOKENS_FOR_THREADS = 1024
 
 
@@ -82,6 +80,5 @@ AXES = {
 
 
 def workload(axis: str, x: int) -> Workload:
-    """The batch at a point, named after it, often enough for a turn."""
-    batch = AXES[axis].batch(x)
-    return replace(batch, name=f"{axis}: {x}", repeats=max(1, TURN_TOKENS // batch.tokens))
+    """The batch at a point, named after it."""
+    return replace(AXES[axis].batch(x), name=f"{axis}: {x}")

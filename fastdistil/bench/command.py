@@ -30,9 +30,8 @@ from .workloads import Workload
 _WORKLOADS = ("mixed,sorted,16x128,1x16", "mixed,16x128,1x16")
 # One of these takes longer than everything else in a quick run.
 _COMPILED = "compile-"
-# Turns of each engine: of a run, of a quick one; of a single sequence there are more.
+# Turns of each engine: of a run, of a quick one.
 _ROUNDS = (5, 3)
-_SINGLE_ROUNDS = (11, 7)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -119,8 +118,7 @@ def _measure(
             for engine in engines:
                 chosen += choose([engine], work, expected, left_out, quick=quick)
                 advance()
-            rounds = (_SINGLE_ROUNDS if len(work.sequences) == 1 else _ROUNDS)[quick]
-            timed = race(work, chosen, rounds)
+            timed = race(work, chosen, _ROUNDS[quick], quick=quick)
             rows += [replace(row, info={**row.info, **what.told}) for row in timed]
             advance(len(engines))
     return rows

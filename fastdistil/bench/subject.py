@@ -26,8 +26,6 @@ MIXED, SORTED = "mixed", "sorted"
 _TOKENS = (6144, 1536)
 # A text has a token at least: more lines than this are never needed.
 _MOST_TEXTS = max(_TOKENS)
-# A turn of one sequence runs so many tokens, by running it again; quick.
-_TURN_TOKENS = (320, 160)
 _SAMPLE = "English sentences that come with fastdistil"
 _SIZE = re.compile(r"[1-9]\d*x[1-9]\d*", re.ASCII)
 
@@ -111,8 +109,7 @@ def workload(name: str, subject: Subject, *, quick: bool) -> Workload:
     if not texts:
         raise ValueError(f"--workload: {name}: no text has a word to fill it with")
     enough = -(-rows * length // sum(len(ids) - 2 for ids in texts))
-    repeats = max(1, _TURN_TOKENS[quick] // length) if rows == 1 else 1
-    return full_rows(texts * enough, rows, length, repeats)
+    return full_rows(texts * enough, rows, length)
 
 
 def _encoder(folder: Path, config: EncoderConfig) -> Any:

@@ -130,9 +130,8 @@ def workloads(results: Results) -> dict[str, str]:
 
 
 def _size(row: Row) -> str:
-    sequences, tokens, repeats = (row.info[key] for key in ("sequences", "tokens", "repeats"))
-    again = f", {repeats} times a turn" if repeats > 1 else ""
-    return f"{sequences:,} text{'s' * (sequences > 1)}, {tokens:,} tokens{again}"
+    sequences, tokens = row.info["sequences"], row.info["tokens"]
+    return f"{sequences:,} text{'s' * (sequences > 1)}, {tokens:,} tokens"
 
 
 def sentence(results: Results) -> str:

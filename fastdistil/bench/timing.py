@@ -49,11 +49,17 @@ def alternate(
     rounds: int,
     *,
     warm_up: bool = True,
+    lead_ins: Mapping[str, Callable[[], object]] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Run every contender `rounds` times, taking turns; each round begins with the next one.
 
     Before that each runs once untimed, unless `warm_up` is false because each already has.
+
+    Args:
+        lead_ins: by name, what runs untimed at the beginning of a contender's every turn. After
+            others' turns the caches are theirs, threads sleep and the clock may be down; what that
+            costs would weigh heavier on a short turn than on a long one.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
@@ -65,6 +71,8 @@ def alternate(
         first = turn % max(1, len(order))
         for name in order[first:] + order[:first]:
             time.sleep(SETTLE_SECONDS)
+            if lead_ins is not None:
+                lead_ins[name]()
             start = clock()
             contenders[name]()
             seconds[name].append(clock() - start)

@@ -35,14 +35,13 @@ class Padded:
 
 @dataclass(frozen=True)
 class Workload:
-    """Sequences that one timed turn runs through, `repeats` times.
+    """Sequences that are run through in one pass.
 
     Engines that pad see them as `batches`: consecutive groups of `batch`, in the order given here.
     """
 
     name: str
     sequences: tuple[tuple[int, ...], ...]
-    repeats: int = 1
     batch: int = PEER_BATCH
 
     @property
@@ -61,11 +60,11 @@ class Workload:
         return replace(self, name=self.name + ", sorted", sequences=longest_first)
 
     def head(self, sequences: int) -> Workload:
-        """The first few sequences only, once."""
-        return replace(self, sequences=self.sequences[:sequences], repeats=1)
+        """The first few sequences only."""
+        return replace(self, sequences=self.sequences[:sequences])
 
 
-def full_rows(texts: Iterable[Sequence[int]], rows: int, length: int, repeats: int = 1) -> Workload:
+def full_rows(texts: Iterable[Sequence[int]], rows: int, length: int) -> Workload:
     """A batch of `rows` sequences of exactly `length` tokens of running text: nobody pads.
 
     Args:
@@ -87,18 +86,18 @@ def full_rows(texts: Iterable[Sequence[int]], rows: int, length: int, repeats: i
         raise LookupError(f"not enough text for {rows} x {length} tokens")
     cuts = (tuple(words[row * inner : (row + 1) * inner]) for row in range(rows))
     sequences = tuple((ends[0], *cut, ends[1]) for cut in cuts)
-    return Workload(f"{rows} x {length}", sequences, repeats, batch=rows)
+    return Workload(f"{rows} x {length}", sequences, batch=rows)
 
 
-def one_of_length(texts: Iterable[Sequence[int]], length: int, repeats: int) -> Workload:
-    """The first text of exactly `length` tokens, `repeats` times a turn.
+def one_of_length(texts: Iterable[Sequence[int]], length: int) -> Workload:
+    """The first text of exactly `length` tokens.
 
     Raises:
         LookupError: there is none.
     """
     for ids in texts:
         if len(ids) == length:
-            return Workload(f"1 x {length}", (tuple(ids),), repeats)
+            return Workload(f"1 x {length}", (tuple(ids),))
     raise LookupError(f"no sentence of {length} tokens")
 
 

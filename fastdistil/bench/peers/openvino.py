@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..engines import Engine, Floats, Variant, tokens_of_batches
 from ..workloads import Workload
 from .common import LastHiddenState, cache_folder, example, feeds, fingerprint, make_once, quiet
@@ -19,7 +21,7 @@ _PRECISION_HINTS = {
 
 
 def openvino(model: Any, precision: str) -> Engine:
-    """OpenVINO from the PyTorch model, dynamic shapes, all threads.
+    """OpenVINO from the PyTorch model, dynamic shapes, as many threads as torch has.
 
     Its performance hints are its own advice: LATENCY runs one request on all cores, THROUGHPUT
     as many requests at once as it finds best, which asks for the asynchronous interface.
@@ -34,7 +36,11 @@ def openvino(model: Any, precision: str) -> Engine:
         source, how = _converted(model), ""
     variants = []
     for hint in ("LATENCY", "THROUGHPUT"):
-        settings = {"PERFORMANCE_HINT": hint, **_PRECISION_HINTS[precision]}
+        settings = {
+            "PERFORMANCE_HINT": hint,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            **_PRECISION_HINTS[precision],
+        }
         network = core.compile_model(source, "CPU", settings)
         run = _openvino_one_by_one(network) if hint == "LATENCY" else _openvino_queue(network)
         variants.append(Variant(f"{how}hint {hint}", run, tokens_of_batches))
