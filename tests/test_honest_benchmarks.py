@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import platform
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +19,7 @@ from helpers import SOME_ENVIRONMENT
 from benchmarks import workloads
 from fastdistil.bench import race, results, timing
 from fastdistil.bench.engines import Engine, Variant
-from fastdistil.bench.environment import REQUIRED
+from fastdistil.bench.environment import REQUIRED, environment
 from fastdistil.bench.results import Results, Row
 from fastdistil.bench.timing import Timing
 from fastdistil.bench.workloads import Workload
@@ -116,6 +120,23 @@ def test_spread_is_half_the_middle_half() -> None:
     assert Timing((1.0, 2.0, 3.0, 4.0, 1000.0)).spread == pytest.approx(1 / 3)  # one bad turn
     assert Timing((2.0, 2.0)).spread == 0
     assert Timing((2.0,)).spread == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be told")
+def test_one_engine_s_heap_does_not_slow_another() -> None:
+    """A freed block's pages are still there, so nobody pays for new ones."""
+    assert list(race.choose([echo(1.0)], PAIR, ONES, [], quick=True))
+    assert environment()["allocator"] == "malloc keeps freed memory"
+    size = 64 << 20
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = libc.malloc(ctypes.c_size_t(size))
+        ctypes.memset(block, 1, size)
+        libc.free(block)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < size // mmap.PAGESIZE // 10
 
 
 # --- answers first --------------------------------------------------------------------------------

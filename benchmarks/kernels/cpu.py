@@ -25,6 +25,7 @@ from benchmarks.kernels.one_layer import NOT_APART, OneLayer
 from benchmarks.kernels.operations import CUDA, PRECISIONS, TRITON, Function, Operands, Operation
 from fastdistil.backends.cpu import extension_error
 from fastdistil.backends.threads import num_threads
+from fastdistil.bench.allocator import keep_freed_memory
 from fastdistil.bench.results import Row
 from fastdistil.bench.timing import say
 from fastdistil.bench.workloads import SEED
@@ -53,6 +54,7 @@ class Cpu:
         problem = extension_error()
         if problem is not None:
             raise LookupError(problem)
+        keep_freed_memory()
         self._left_out = left_out
         left_out += [f"{who}: no CUDA device here" for who in (TRITON, CUDA)]
         left_out += NOT_APART

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import allocator
+
 # Without one of these a result is not a result; see `results.read`.
 REQUIRED = (
     "device",
@@ -84,6 +86,7 @@ def environment() -> dict[str, Any]:
         "power_limit_watts": _number(_POWER_LIMIT, 1e6),
         "caches": _caches(),
         "memory_bytes": _memory_bytes(),
+        "allocator": allocator.describe(),
         "gpus": _gpus(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .allocator import keep_freed_memory
 from .engines import Engine, Floats, Variant, torch_variant
 from .peers import PEERS
 from .results import Row
@@ -77,6 +78,8 @@ def choose(
 ) -> Iterator[Contender]:
     """Each engine's fastest variant for this workload, once all of its variants proved right.
 
+    They share this process, whose heap keeps what they free from now on.
+
     Args:
         expected: fp32 [rows, D], in the order of `Variant.rows`.
         failed: gets a line for each engine whose answers are too far off, or that gives none.
@@ -85,6 +88,7 @@ def choose(
     Raises:
         ValueError: what is expected is zero, which proves nothing and runs faster on some hardware.
     """
+    keep_freed_memory()
     if not expected.any():
         raise ValueError(f"{workload.name}: the reference is all zeros; measure on real numbers")
     for engine in engines:
