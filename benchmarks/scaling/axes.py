@@ -22,14 +22,12 @@ class Axis:
         points: every x, rising.
         few: those of a quick run.
         batch: what runs at x.
-        rounds: turns of each engine.
     """
 
     unit: str
     points: tuple[int, ...]
     few: tuple[int, ...]
     batch: Callable[[int], Workload]
-    rounds: int = 5
 
 
 def thread_counts(cpus: int) -> tuple[int, ...]:
@@ -57,7 +55,7 @@ def natural(tokens: int) -> Workload:
 
 
 AXES = {
-    "tokens": Axis("tokens", (64, 512, 2048, 8192), (64, 512), natural, rounds=3),
+    "tokens": Axis("tokens", (64, 512, 2048, 8192), (64, 512), natural),
     "length": Axis(
         "tokens of one sequence",
         (16, 32, 64, 128, 256, 512),

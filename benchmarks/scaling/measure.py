@@ -20,6 +20,8 @@ from fastdistil.bench.results import Row
 
 DEFAULT_PEERS = ("eager-fp32", "eager-bf16", "openvino-bf16", "onnxruntime-int8")
 THREADS = "threads"
+# Turns of each engine: of a run, of a quick one.
+ROUNDS = (3, 2)
 
 
 class Field:
@@ -52,7 +54,7 @@ def measure(field: Field, axis: str, x: int, *, quick: bool) -> list[Row]:
     with threads(x if axis == THREADS else num_threads()) as count:
         engines = field.flexible if axis == THREADS else field.engines
         chosen = list(choose(engines, work, expected, field.left_out, quick=quick))
-        rows = race(work, chosen, 2 if quick else AXES[axis].rounds, quick=quick)
+        rows = race(work, chosen, ROUNDS[quick], quick=quick)
     point = {"axis": axis, "x": x, "x_unit": AXES[axis].unit, "threads": count}
     return [replace(row, info={"engine": row.name, **point, **row.info}) for row in rows]
 
