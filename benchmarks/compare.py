@@ -11,19 +11,26 @@ chance. Where nothing has changed, that still calls slower 1 contender in 300 wi
 100. With fewer than 3 turns nothing is compared. A rank test has no more power: of 3 and 3 turns
 even the most extreme order comes by chance 1 time in 20.
 
-What was slower all through a run, or came and went with other work on the machine, is not in that
-noise: measure on a quiet one. --relative-to divides each turn by the turn that another contender
-had in the same round, which cancels what both had in common. Exit status: 0; 1 where something
-became slower; 2 where nothing can be compared.
+What the machine did for minutes is not in that noise. The other engines show it, whose code is the
+same in both runs: what a workload became slower by is reckoned from their median, where there are
+five of them, and counts if it is more than three times their scatter, too. Where there are fewer,
+the scatter of all of them counts. Of 146 figures of two runs of one commit, one right after the
+other on two cores of a shared machine, that called 4 slower and 2 faster, none of them ours; the
+turns' noise alone had called 7 and 9.
+
+--relative-to divides each turn by the turn that another contender had in the same round, which
+cancels what both had in common. Exit status: 0; 1 where something became slower; 2 where nothing
+can be compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.command import command_parser
@@ -33,9 +40,28 @@ from fastdistil.bench.results import Results
 from fastdistil.bench.tables import markdown_table
 from fastdistil.bench.timing import Timing, ratio
 
-HEADER = ("workload", "contender", "A", "B", "times as long", "noise")
+HEADER = ("workload", "contender", "A", "B", "times as long", "the others", "noise")
 FEWEST_TURNS = 3
 TIMES_THE_NOISE = 3
+
+# In the names of what is compared, as opposed to those whose code is the same in both runs.
+OURS = ("fastdistil", "C++", "Triton", "CUDA")
+FEWEST_OTHERS = 5
+# A standard deviation, where numbers are normal, in median distances from the median.
+_DEVIATION = 1.4826
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What became of those whose code is the same in both runs: the machine's doing.
+
+    Attributes:
+        times: as long as before.
+        noise: what one of them may differ by from that without meaning anything.
+    """
+
+    times: float = 1.0
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,12 +81,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Change:
-    """A contender in both runs."""
+    """A contender in both runs, and what the machine did meanwhile."""
 
     group: str
     name: str
     before: Measured
     after: Measured
+    drift: Drift = Drift()
 
     @property
     def times(self) -> float:
@@ -69,15 +96,16 @@ class Change:
 
     @property
     def noise(self) -> float:
-        return TIMES_THE_NOISE * (self.before.noise + self.after.noise)
+        of_turns = TIMES_THE_NOISE * (self.before.noise + self.after.noise)
+        return max(of_turns, self.drift.noise)
 
     @property
     def is_slower(self) -> bool:
-        return self.times > 1 + self.noise
+        return self.times / self.drift.times > 1 + self.noise
 
     @property
     def is_faster(self) -> bool:
-        return 1 / self.times > 1 + self.noise
+        return self.drift.times / self.times > 1 + self.noise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if first != second and not options.any_device:
         parser.error(f"{first} and {second} are not the same machine (--any-device compares them)")
     not_compared: list[str] = []
-    found = list(changes(before, after, not_compared, options.relative_to))
+    found = drifted(changes(before, after, not_compared, options.relative_to))
     if not found:
         parser.error("\n".join(["nothing to compare", *not_compared]))
     print(report(before, after, found, not_compared))
@@ -120,6 +148,26 @@ def changes(
             yield Change(group, name, was, now)
             continue
         not_compared.append(f"{group}: {name}: {why}")
+
+
+def drifted(changes: Iterable[Change]) -> list[Change]:
+    """The same, reckoned from what became of the others."""
+    found = list(changes)
+    others = [c for c in found if not any(name in c.name for name in OURS)]
+    everywhere = _scatter([math.log(c.times) for c in others], around=0.0)
+    drifts = {}
+    for group in dict.fromkeys(c.group for c in found):
+        logs = [math.log(c.times) for c in others if c.group == group]
+        few = len(logs) < FEWEST_OTHERS
+        drifts[group] = everywhere if few else _scatter(logs, around=statistics.median(logs))
+    return [replace(change, drift=drifts[change.group]) for change in found]
+
+
+def _scatter(logs: Sequence[float], around: float) -> Drift:
+    if len(logs) < FEWEST_OTHERS:
+        return Drift()
+    deviation = _DEVIATION * statistics.median(abs(log - around) for log in logs)
+    return Drift(math.exp(around), math.expm1(TIMES_THE_NOISE * deviation))
 
 
 def measured(
@@ -172,7 +220,8 @@ def report(
 
 def _cells(change: Change) -> tuple[str, ...]:
     medians = (f"{m.timing.median:.4g}" for m in (change.before, change.after))
-    return (change.group, change.name, *medians, f"{change.times:.3f}", f"{change.noise:.1%}")
+    ratios = (f"{times:.3f}" for times in (change.times, change.drift.times))
+    return (change.group, change.name, *medians, *ratios, f"{change.noise:.1%}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -64,6 +64,39 @@ def test_a_reference_cancels_what_all_have_in_common() -> None:
     assert verdicts(before, after, relative_to="eager") == {"a": "same", "b": "slower"}
 
 
+def against_others(ours: float, others: tuple[float, ...], group: str = "mixed") -> compare.Change:
+    """fastdistil in `group`, that many times as long as before; the others are all in "mixed"."""
+    before = run(
+        row("fastdistil", *STEADY, group=group),
+        *(row(f"other {place}", *STEADY) for place in range(len(others))),
+    )
+    after = run(
+        row("fastdistil", *times(STEADY, ours), group=group),
+        *(row(f"other {place}", *times(STEADY, t)) for place, t in enumerate(others)),
+    )
+    changes = compare.drifted(compare.changes(before, after, []))
+    return next(change for change in changes if change.name == "fastdistil")
+
+
+def test_what_became_of_all_is_the_machine_s_doing() -> None:
+    slow = (1.2,) * 5
+    assert not against_others(1.2, slow).is_slower
+    assert against_others(1.25, slow).is_slower
+    assert against_others(1.15, slow).is_faster
+    assert against_others(1.2, slow[:4]).is_slower  # too few to tell
+    uneven = (1.0, 1.1, 1.2, 1.3, 1.4)  # whose deviation is 0.13, in logarithms
+    assert not against_others(1.7, uneven).is_slower
+    assert against_others(1.9, uneven).is_slower
+
+
+def test_workloads_without_others_have_the_scatter_of_all_of_them() -> None:
+    alone = against_others(1.2, (1.1, 0.9, 1.1, 0.9, 1.1), group="alone")
+    assert alone.drift.times == 1
+    assert not alone.is_slower
+    assert against_others(1.6, (1.1, 0.9, 1.1, 0.9, 1.1), group="alone").is_slower
+    assert against_others(1.2, (1.0,) * 5, group="alone").is_slower
+
+
 def test_what_cannot_be_compared_is_said() -> None:
     before = run(
         row("a", *STEADY),
@@ -107,8 +140,8 @@ def test_exit_status_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert "1 slower, 1 faster, 1 within the noise." in out
     slower, faster = (re.findall(rf"\| mixed +\| {name} .*", out) for name in ("a", "b"))
-    assert re.findall(r"[\d.]+%?", slower[0]) == ["1", "1.5", "1.500", "3.0%"]
-    assert re.findall(r"[\d.]+%?", faster[0]) == ["1", "0.5", "0.500", "3.0%"]
+    assert re.findall(r"[\d.]+%?", slower[0]) == ["1", "1.5", "1.500", "1.000", "3.0%"]
+    assert re.findall(r"[\d.]+%?", faster[0]) == ["1", "0.5", "0.500", "1.000", "3.0%"]
     assert out.index("Slower") < out.index("Faster")
     assert compare.main([there[0], there[0]]) == 0
 

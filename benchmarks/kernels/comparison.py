@@ -112,14 +112,14 @@ def pytorch(operation: Operation, *, compile: bool) -> Iterator[tuple[str, Funct
         yield COMPILED, compiled(operation.plain)
 
 
-def repeats(call: Callable[[], object]) -> int:
-    """How many passes make a turn, by the fastest of some."""
+def repeats(call: Callable[[], object], operations: int = 1) -> int:
+    """How many passes make a turn of a call that does so many of them, by the fastest of some."""
     begin, fastest = time.perf_counter(), math.inf
     while time.perf_counter() - begin < 2 * TURN_SECONDS:
         start = time.perf_counter()
         call()
         fastest = min(fastest, time.perf_counter() - start)
-    return math.ceil(TURN_SECONDS / fastest)
+    return math.ceil(operations * TURN_SECONDS / fastest)
 
 
 def race(

@@ -124,7 +124,7 @@ class OneLayer:
                 return None
             errors[what] = error
         forward = _Forward(engine, batch)
-        passes = repeats(forward)
+        passes = repeats(forward, len(names))
 
         def turn() -> dict[str, float]:
             forward()  # not timed: nobody pays for the pause
