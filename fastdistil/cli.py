@@ -138,7 +138,7 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
         "--workload",
         metavar="NAME,NAME",
         help="mixed (texts in the given order), sorted (by length), ROWSxTOKENS "
-        "(default: mixed,sorted,16x128,1x16; sorted not in quick runs)",
+        "(default: mixed,sorted,16x128,1x16; of a quick run mixed,8x128,1x16)",
     )
     add(
         "--peers",
