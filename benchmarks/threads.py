@@ -153,7 +153,7 @@ def call_at_once(engines: Sequence[CpuEngine], workload: Workload, rounds: int) 
     }
     for engine in engines:
         run = bind(engine, workload)
-        repeats = _repeats(run)
+        repeats = timing.repeats(run, TURN_SECONDS)
         for _ in range(rounds):
             for callers, turns in seconds[engine.name].items():
                 time.sleep(timing.SETTLE_SECONDS)
@@ -185,7 +185,7 @@ def in_company(
 ) -> dict[str, Any]:
     """Seconds of a forward, by engine, alone and in every company."""
     companies = (ALONE, *COMPANIES)
-    repeats = {name: _repeats(run) for name, run in runs.items()}
+    repeats = {name: timing.repeats(run, TURN_SECONDS) for name, run in runs.items()}
     seconds: dict[str, dict[str, list[float]]] = {
         name: {company.name: [] for company in companies} for name in runs
     }
@@ -206,7 +206,7 @@ def in_company(
 
 def take_turns(runs: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[float]]:
     """Seconds of a forward, a number for each turn."""
-    repeats = {name: _repeats(run) for name, run in runs.items()}
+    repeats = {name: timing.repeats(run, TURN_SECONDS) for name, run in runs.items()}
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -227,14 +227,6 @@ def turn(
         run()
         spent += time.perf_counter() - start
     return spent / repeats
-
-
-def _repeats(run: Callable[[], object]) -> int:
-    """How many forwards make a turn; after one that does not count, since it prepares something."""
-    run()
-    start = time.perf_counter()
-    run()
-    return max(1, round(TURN_SECONDS / (time.perf_counter() - start)))
 
 
 def bind(engine: CpuEngine, workload: Workload, threads: int | None = None) -> Callable[[], object]:

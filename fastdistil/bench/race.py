@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +14,7 @@ from .allocator import keep_freed_memory
 from .engines import Engine, Floats, Variant, torch_variant
 from .peers import PEERS
 from .results import Row
-from .timing import alternate, fastest, say
+from .timing import alternate, fastest, repeats, say
 from .workloads import PEER_BATCH, Workload
 
 # The least cosine of any real token with eager fp32: looser than what engines keep, tighter than
@@ -130,12 +128,11 @@ def race(
     """
     say(f"{workload.name}: {rounds} turns each")
     few = workload.head(workload.batch)
+    seconds_of_few = TURN_SECONDS[quick] * few.tokens / workload.tokens
     lead_ins = {c.engine.name: partial(c.variant.run, few) for c in contenders}
-    repeats = {
-        c.engine.name: _repeats(c.variant, workload, few, TURN_SECONDS[quick]) for c in contenders
-    }
+    passes = {name: repeats(run, seconds_of_few) for name, run in lead_ins.items()}
     turns = {
-        c.engine.name: partial(_turn, c.variant, workload, repeats[c.engine.name])
+        c.engine.name: partial(_turn, c.variant, workload, passes[c.engine.name])
         for c in contenders
     }
     timings = alternate(turns, rounds, warm_up=warm_up, lead_ins=lead_ins)
@@ -153,7 +150,7 @@ def race(
                 "precision": c.engine.precision,
                 "configuration": c.variant.configuration,
                 "least_cosine": c.cosine,
-                "repeats": repeats[c.engine.name],
+                "repeats": passes[c.engine.name],
                 **facts,
             },
         )
@@ -174,17 +171,8 @@ def _cosine(variant: Variant, workload: Workload, expected: Floats) -> float:
     return least_cosine(got.astype(float), expected.astype(float))
 
 
-def _repeats(variant: Variant, workload: Workload, few: Workload, seconds: float) -> int:
-    """How many passes last so long, by the second of two runs of a few of its sequences."""
-    variant.run(few)
-    start = time.perf_counter()
-    variant.run(few)
-    one_pass = (time.perf_counter() - start) * workload.tokens / few.tokens
-    return max(1, math.ceil(seconds / one_pass))
-
-
-def _turn(variant: Variant, workload: Workload, repeats: int) -> None:
-    for _ in range(repeats):
+def _turn(variant: Variant, workload: Workload, passes: int) -> None:
+    for _ in range(passes):
         variant.run(workload)
 
 

@@ -7,6 +7,7 @@ always follows the same one. Figures are medians of the turns.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -85,6 +86,14 @@ def fastest(contenders: Mapping[str, Callable[[], object]], rounds: int = 2) -> 
         return next(iter(contenders))
     timings = alternate(contenders, rounds, warm_up=False)
     return min(timings, key=lambda name: timings[name].best)
+
+
+def repeats(run: Callable[[], object], seconds: float) -> int:
+    """How many runs last about so long, by the second of two: the first may prepare something."""
+    run()
+    start = time.perf_counter()
+    run()
+    return max(1, math.ceil(seconds / (time.perf_counter() - start)))
 
 
 def ratio(ours: Timing, theirs: Timing) -> float:
