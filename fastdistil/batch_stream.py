@@ -15,7 +15,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -37,7 +37,8 @@ _FEWEST_TOKENS = 4096
 _MOST_TOKENS = 65536
 
 Vectors = NDArray[np.float32]
-# What a device makes of a batch: float32, a row per text or per token; queued, maybe not done yet.
+# What a device makes of a batch: float32, a row per text, or per token, or per token that is read;
+# queued, maybe not done yet.
 Work = Callable[[TokenizedTexts], Tensor]
 Job = tuple[TokenizedTexts, "Future[Vectors]"]
 
@@ -80,23 +81,55 @@ def cut(batch: TokenizedTexts, most: int) -> deque[TokenizedTexts]:
     if len(batch.ids) <= most:
         return deque([batch] if len(batch.lengths) else [])
     ends = np.cumsum(batch.lengths)
-    return deque(
-        TokenizedTexts(
-            batch.ids[ends[texts[0]] - batch.lengths[texts[0]] : ends[texts[-1]]],
+
+    def part(texts: NDArray[np.int64]) -> TokenizedTexts:
+        tokens = slice(ends[texts[0]] - batch.lengths[texts[0]], ends[texts[-1]])
+        return TokenizedTexts(
+            batch.ids[tokens],
             batch.lengths[texts],
+            segments=None if batch.segments is None else batch.segments[tokens],
+            reads=None if batch.reads is None else batch.reads[tokens],
         )
-        for texts in plan_batches(batch.lengths, most)
-    )
+
+    return deque(map(part, plan_batches(batch.lengths, most)))
 
 
 def joined(parts: Collection[TokenizedTexts]) -> TokenizedTexts:
-    """Texts in one, in order; one part or more."""
+    """Texts in one, in order; one part or more. All have segments, or none; reads likewise."""
     if len(parts) == 1:
         return next(iter(parts))
     return TokenizedTexts(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.lengths for part in parts]),
+        segments=_joined([part.segments for part in parts]),
+        reads=_joined([part.reads for part in parts]),
     )
+
+
+def _joined(parts: list[NDArray[Any] | None]) -> NDArray[Any] | None:
+    arrays = [part for part in parts if part is not None]
+    return np.concatenate(arrays) if arrays else None
+
+
+def batches_of(
+    chunks: Iterable[TokenizedTexts], batch_tokens: int, limit: TokenLimit
+) -> Iterator[TokenizedTexts]:
+    """Consecutive texts, as many as fit in `batch_tokens` and the limit of now, at least one.
+
+    What is left of a chunk goes with the next one, so only the last batch is short.
+    """
+    rest: list[TokenizedTexts] = []  # one at most
+    for chunk in chunks:
+        tokens = min(batch_tokens, limit.tokens)
+        ready = cut(joined([*rest, chunk]), tokens)
+        while len(ready) > 1:
+            yield ready.popleft()
+            if limit.tokens < tokens:  # memory ran out meanwhile
+                tokens = limit.tokens
+                ready = cut(joined(ready), tokens)
+        rest = list(ready)
+    for last in rest:
+        yield from cut(last, min(batch_tokens, limit.tokens))
 
 
 def in_order(

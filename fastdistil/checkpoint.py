@@ -10,7 +10,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,15 @@ class Checkpoint:
         state_dict: canonical names to CPU tensors, each of the shape the config asks for.
         folder: where the files are.
         hf_config: the whole parsed config.json.
+        head: what else is in the file, under the file's own names, the encoder's prefix cut off: a
+            task's head ("classifier.weight"), and the pooler.
     """
 
     config: EncoderConfig
     state_dict: dict[str, Tensor]
     folder: Path
     hf_config: dict[str, Any]
+    head: dict[str, Tensor] = field(default_factory=dict)
 
 
 def load_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> Checkpoint:
@@ -85,7 +88,7 @@ def load_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> C
         state_dict = canonical_state_dict(tensors, config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    return Checkpoint(config, state_dict, folder, hf_config)
+    return Checkpoint(config, state_dict, folder, hf_config, head_tensors(tensors))
 
 
 def resolve_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
@@ -205,6 +208,21 @@ def translate_keys(hf_state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"{name} is there twice, under different spellings")
         found[name] = tensor
     return found
+
+
+def head_tensors(hf_state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors beside the encoder: a task's head, and the pooler.
+
+    Names are the state dict's own, without the encoder's prefix, with "weight" and "bias" where a
+    LayerNorm has `gamma` and `beta`.
+    """
+    prefix = _encoder_prefix(hf_state_dict)
+    inner = {key.removeprefix(prefix): tensor for key, tensor in hf_state_dict.items()}
+    return {
+        _canonical_name(key): tensor
+        for key, tensor in inner.items()
+        if not key.startswith(_ENCODER_PARTS)
+    }
 
 
 def hf_state_dict(canonical: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:

@@ -11,18 +11,15 @@ rounding depends on the batch.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,17 +28,11 @@ from ._version import __version__
 from .encoder import CHUNKS_AHEAD, EncodeOptions, Encoder, Vectors, text_chunks
 from .overlap import overlapped
 from .progress import Progress
+from .shard_plan import IdSpool, Plan, full_disk_explained, plans
 from .shards import TEMPORARY, Shard, ShardStore, atomic_file
-from .text_io import RecordId, RecordSource, UsageError, open_records
+from .text_io import UsageError, open_records
 from .tokenization import TextTokenizer, TokenizedTexts
 from .vector_io import FORMATS_WITH_IDS, Block, check_files, format_of_output, write_vectors
-
-# What is lost at most when a run is killed: seconds of work on a fast machine, a minute or two on a
-# slow one. A million rows make 245 files.
-_SHARD_ROWS = 4096
-# Shards of long documents end earlier, so that the texts of a few fit in memory easily.
-_SHARD_CHARACTERS = 1 << 24
-_INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True)
@@ -65,23 +56,10 @@ class EncodeSummary:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A shard before it is encoded."""
-
-    index: int
-    rows: int
-    digest: str
-    """Hash of its texts."""
-    begin: int
-    """Position in the source, about, before its first record; `end`: after its last."""
-    end: int
-
-
-@dataclass(frozen=True)
 class _Piece:
     """Some texts of a shard on their way to the model; or `done`, where it is on disk already."""
 
-    plan: _Plan
+    plan: Plan
     tokenised: TokenizedTexts
     last: bool
     """True for the last piece of its shard."""
@@ -92,7 +70,7 @@ class _Piece:
 class _Encoded:
     """A whole shard; `vectors` where they are yet to be written."""
 
-    plan: _Plan
+    plan: Plan
     shard: Shard
     vectors: Vectors | None
 
@@ -149,12 +127,12 @@ def encode_file(
     with (
         open_records(source, input_format, text_column, id_column) as records,
         ShardStore(output) as store,
-        _full_disk_explained(store),
+        full_disk_explained(store),
     ):
         store.begin(_settings(encoder, options, tokenizer), resume=resume)
-        with _IdSpool(store.folder, id_column is not None) as ids:
+        with IdSpool(store.folder, id_column is not None) as ids:
             with Progress(shown, records.total) as progress:
-                pieces = _pieces(_plans(records, ids), store, tokenizer)
+                pieces = _pieces(plans(records, ids), store, tokenizer)
                 with closing(_read_ahead(pieces)) as ready:
                     done = list(_written(store, _encoded(encoder, options, ready, progress)))
             shards = [shard for shard, _ in done]
@@ -191,99 +169,8 @@ def _settings(encoder: Encoder, options: EncodeOptions, tokenizer: TextTokenizer
     return settings
 
 
-@contextmanager
-def _full_disk_explained(store: ShardStore) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            error.errno,
-            "no space left on the disk; what is encoded so far is kept in "
-            f"{store.folder}: make room and run the same again to continue",
-        ) from error
-
-
-class _IdSpool:
-    """The ids of all rows, one JSON value a line, in a file until it is known what they are for.
-
-    Every run writes it anew: each reads the whole input anyway, and ids are not what takes time.
-    """
-
-    def __init__(self, folder: Path, wanted: bool) -> None:
-        self.wanted = wanted
-        self.text = False
-        """True when not all ids are 64-bit integers."""
-        self._path = folder / f"ids.jsonl{TEMPORARY}"
-        self._stream: BinaryIO | None = None
-
-    def __enter__(self) -> _IdSpool:
-        if self.wanted:
-            self._stream = open(self._path, "wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-    def write(self, ids: Sequence[RecordId]) -> None:
-        assert self._stream is not None
-        self.text = self.text or not all(type(one) is int and one in _INT64 for one in ids)
-        self._stream.write("".join(json.dumps(one) + "\n" for one in ids).encode("ascii"))
-
-    def move_to(self, path: Path) -> None:
-        """Gives the complete file its final name."""
-        assert self._stream is not None
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        os.replace(self._path, path)
-
-    def blocks(self, sizes: Iterable[int]) -> Iterator[list[RecordId]]:
-        """The ids again, in blocks of the given sizes; row numbers where there are none."""
-        if self._stream is None:
-            row = 0
-            for size in sizes:
-                yield list(range(row, row + size))
-                row += size
-            return
-        self._stream.flush()
-        with open(self._path, "rb") as lines:
-            for size in sizes:
-                yield [json.loads(line) for line in islice(lines, size)]
-
-
-def _plans(records: RecordSource, ids: _IdSpool) -> Iterator[tuple[_Plan, list[str]]]:
-    """Cuts the input into shards, by nothing but its texts."""
-    index = begin = end = characters = 0
-    texts: list[str] = []
-    for block in records.blocks:
-        if block.ids is not None:
-            ids.write(block.ids)
-        size = block.position - end
-        for row, text in enumerate(block.texts, start=1):
-            texts.append(text)
-            characters += len(text)
-            if len(texts) == _SHARD_ROWS or characters >= _SHARD_CHARACTERS:
-                # Where in its block a record ends is only for the progress bar: a guess will do.
-                here = end + size * row // len(block.texts)
-                yield _Plan(index, len(texts), _digest(texts), begin, here), texts
-                index, begin, texts, characters = index + 1, here, [], 0
-        end = block.position
-    if texts:
-        yield _Plan(index, len(texts), _digest(texts), begin, end), texts
-
-
-def _digest(texts: Sequence[str]) -> str:
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    digest = hashlib.sha256(lengths.tobytes())
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
 def _pieces(
-    plans: Iterable[tuple[_Plan, list[str]]], store: ShardStore, tokenizer: TextTokenizer
+    plans: Iterable[tuple[Plan, list[str]]], store: ShardStore, tokenizer: TextTokenizer
 ) -> Iterator[_Piece]:
     """Tokenises what is not on disk yet."""
     for plan, texts in plans:
@@ -330,7 +217,7 @@ def _chunks_of_shard(piece: _Piece, pieces: Iterator[_Piece]) -> Iterator[Tokeni
 def _encode_shard(
     encoder: Encoder,
     options: EncodeOptions,
-    plan: _Plan,
+    plan: Plan,
     chunks: Iterable[TokenizedTexts],
     progress: Progress,
 ) -> _Encoded:
@@ -369,7 +256,7 @@ def _written(store: ShardStore, encoded: Iterable[_Encoded]) -> Iterator[tuple[S
 
 
 def _assemble(
-    output: Path, store: ShardStore, shards: Sequence[Shard], dim: int, ids: _IdSpool, shown: bool
+    output: Path, store: ShardStore, shards: Sequence[Shard], dim: int, ids: IdSpool, shown: bool
 ) -> Path | None:
     """Makes the output, and the file of ids beside it where one is due; returns that one's path."""
     output_format = format_of_output(output)

@@ -26,11 +26,10 @@ from .batch_stream import (
     TokenLimit,
     Vectors,
     Work,
+    batches_of,
     budget_from_memory,
-    cut,
     free_memory,
     in_order,
-    joined,
 )
 from .checkpoint import resolve_folder
 from .model import DistilBertModel
@@ -58,7 +57,7 @@ _CHUNK_CHARACTERS = 1 << 20
 # Chunks waiting for the model: tokenising is faster, and one in hand is enough.
 CHUNKS_AHEAD = 3
 # For fewer texts than this, starting a thread costs more than it hides.
-_SMALL_INPUT = 64
+SMALL_INPUT = 64
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Encoder:
                 deterministic=deterministic,
                 cuda_graphs=cuda_graphs,
             )
-            for each in _checked_devices(device, deterministic)
+            for each in checked_devices(device, deterministic)
         )
         self._deterministic = deterministic
         self._limit = TokenLimit()
@@ -207,7 +206,7 @@ class Encoder:
             _check_texts(texts, 0)
             known = len(texts)
         chunks = text_chunks(_iterable(texts))
-        if known is not None and known < _SMALL_INPUT:
+        if known is not None and known < SMALL_INPUT:
             return self._gather(map(tokenizer, chunks), known, options, show_progress)
         with closing(overlapped(tokenizer, chunks, CHUNKS_AHEAD)) as tokenised:
             return self._gather(tokenised, known, options, show_progress)
@@ -299,7 +298,7 @@ class Encoder:
                 much together is computed in smaller batches.
         """
         lanes = [Lane(m.device, _work(m, options), self._limit) for m in self._models()]
-        batches = _batches(chunks, options.batch_tokens, self._limit)
+        batches = batches_of(chunks, options.batch_tokens, self._limit)
         with closing(in_order(lanes, batches)) as results:
             for batch, vectors in results:
                 if options.pooling == "none":
@@ -376,7 +375,7 @@ def _checked_pooling(pooling: str) -> str:
     return pooling
 
 
-def _checked_devices(device: Any, deterministic: bool) -> list[torch.device | str | None]:
+def checked_devices(device: Any, deterministic: bool) -> list[torch.device | str | None]:
     """The devices asked for, which all compute the same; None is torch's default."""
     if device is None or isinstance(device, str | torch.device):
         return [device]
@@ -442,24 +441,3 @@ def text_chunks(texts: Iterable[str]) -> Iterator[list[str]]:
     if chunk:
         _check_texts(chunk, first)
         yield chunk
-
-
-def _batches(
-    chunks: Iterable[TokenizedTexts], batch_tokens: int, limit: TokenLimit
-) -> Iterator[TokenizedTexts]:
-    """Consecutive texts, as many as fit in `batch_tokens` and the limit of now, at least one.
-
-    What is left of a chunk goes with the next one, so only the last batch is short.
-    """
-    rest: list[TokenizedTexts] = []  # one at most
-    for chunk in chunks:
-        tokens = min(batch_tokens, limit.tokens)
-        ready = cut(joined([*rest, chunk]), tokens)
-        while len(ready) > 1:
-            yield ready.popleft()
-            if limit.tokens < tokens:  # memory ran out meanwhile
-                tokens = limit.tokens
-                ready = cut(joined(ready), tokens)
-        rest = list(ready)
-    for last in rest:
-        yield from cut(last, min(batch_tokens, limit.tokens))

@@ -4,8 +4,8 @@ A shard is some thousands of consecutive rows in one file, written under a tempo
 to the disk and renamed: it is there whole or not at all, whenever the power goes. Each carries a
 hash of the very records it was made from. A later run reads the input again and takes over every
 shard whose hash is that of the records it finds, so an input that was touched, appended to or
-mended after row n keeps the work up to row n, and no other input can get another's vectors. What
-decides the vectors besides the records (the model, the pooling and so on) is in manifest.json, and
+mended after row n keeps the work up to row n, and no other input can get another's results. What
+decides the results besides the records (the model, the options and so on) is in manifest.json, and
 must be the same.
 """
 
@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-_LAYOUT = 1
+_LAYOUT = 2
 _MANIFEST = "manifest.json"
 _SHARDS = "shard-*.safetensors"
 TEMPORARY = ".tmp"
@@ -68,7 +67,7 @@ class ShardStore:
         """Makes ready for a run with these settings.
 
         Args:
-            settings: JSON values by name, everything that decides the vectors besides the records.
+            settings: JSON values by name, everything that decides the results besides the records.
             resume: keep finished shards; False throws them away.
 
         Raises:
@@ -109,16 +108,20 @@ class ShardStore:
             return None
         return Shard(**{name: int(metadata[name]) for name in Shard.__dataclass_fields__})
 
-    def write(self, index: int, digest: str, vectors: NDArray[np.float32], shard: Shard) -> None:
-        """Makes shard number `index` be there, whole, on the disk."""
+    def write(self, index: int, digest: str, data: NDArray[Any], shard: Shard) -> None:
+        """Makes shard number `index` be there, whole, on the disk.
+
+        Args:
+            data: what was made of its records: vectors [rows, D], or the bytes of results.
+        """
         counts = {name: str(getattr(shard, name)) for name in Shard.__dataclass_fields__}
         with atomic_file(self._path(index)) as stream:
-            stream.write(save({"vectors": vectors}, {"records": digest, **counts}))
+            stream.write(save({"data": data}, {"records": digest, **counts}))
 
-    def read(self, index: int) -> NDArray[np.float32]:
-        """The vectors of a finished shard, [rows, D]."""
+    def read(self, index: int) -> NDArray[Any]:
+        """What a finished shard was written with."""
         with safe_open(self._path(index), framework="np") as opened:
-            return opened.get_tensor("vectors")
+            return opened.get_tensor("data")
 
     def remove(self) -> None:
         """Removes the folder, its manifest last: what is left of it is always recognised."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
 from .sentence_settings import read_json, transformer_settings
@@ -39,6 +39,10 @@ class TokenizedTexts:
     """Texts that were longer than the limit and were cut."""
     replaced: int = 0
     """Texts that were not valid Unicode (lone surrogates) and had U+FFFD put in."""
+    segments: NDArray[np.int32] | None = None
+    """[T], rows of the segment table; None: 0 everywhere."""
+    reads: NDArray[np.bool_] | None = None
+    """[T], the tokens whose hidden states are wanted; None: all."""
 
 
 class TextTokenizer:
@@ -90,9 +94,9 @@ class TextTokenizer:
         settings = read_json(folder / "tokenizer_config.json")
         sentence = transformer_settings(folder)
         if (folder / "tokenizer.json").is_file():
-            tokenizer = _load_tokenizer(folder / "tokenizer.json")
+            tokenizer = load_tokenizer(folder / "tokenizer.json")
         elif (folder / "vocab.txt").is_file():
-            tokenizer = _wordpiece(folder, settings)
+            tokenizer = wordpiece(folder, settings)
         else:
             return None
         return cls(
@@ -190,25 +194,25 @@ def _lengths(encodings: Sequence[Any]) -> NDArray[np.int64]:
     return np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception for every kind of bad file
         raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
 
 
-def _wordpiece(folder: Path, settings: dict[str, Any]) -> Tokenizer:
+def wordpiece(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     """BERT's WordPiece tokenizer from vocab.txt, as transformers' BertTokenizer sets it up."""
     special = {**read_json(folder / "special_tokens_map.json"), **settings}
     names = {
-        role: _token_text(special.get(f"{role}_token", f"[{role.upper()}]"))
+        role: token_text(special.get(f"{role}_token", f"[{role.upper()}]"))
         for role in ("unk", "sep", "pad", "cls", "mask")
     }
     try:
         model = WordPiece.from_file(
             str(folder / "vocab.txt"), unk_token=names["unk"], max_input_chars_per_word=100
         )
-    except Exception as error:  # see _load_tokenizer
+    except Exception as error:  # see load_tokenizer
         raise ValueError(f"{folder / 'vocab.txt'} cannot be read: {error}") from error
     tokenizer = Tokenizer(model)
     missing = [name for name in names.values() if tokenizer.token_to_id(name) is None]
@@ -221,6 +225,7 @@ def _wordpiece(folder: Path, settings: dict[str, Any]) -> Tokenizer:
         lowercase=settings.get("do_lower_case", True),
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{names['cls']}:0 $A:0 {names['sep']}:0",
         pair=f"{names['cls']}:0 $A:0 {names['sep']}:0 $B:1 {names['sep']}:1",
@@ -232,7 +237,7 @@ def _wordpiece(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _token_text(token: Any) -> str:
+def token_text(token: Any) -> str:
     """A special token's text: configs have it as a string or as an object with "content"."""
     return token["content"] if isinstance(token, dict) else str(token)
 

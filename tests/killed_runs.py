@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fastdistil import Encoder, encode_file
+from fastdistil import Encoder, encode_file, shard_plan
 
 _FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
@@ -49,7 +49,7 @@ def forked(encoder: Encoder, source: str, output: Path, operation: int | None = 
 
 def main(model: str, source: str, output: Path) -> None:
     torch.set_num_threads(1)
-    encode_file._SHARD_ROWS = 8
+    shard_plan.SHARD_ROWS = 8
     encoder = Encoder(model)
     assert forked(encoder, source, output) == 0
     files = [output, output.with_suffix(".ids.jsonl")]

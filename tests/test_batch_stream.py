@@ -172,7 +172,7 @@ def test_nothing_is_lost_or_repeated_where_memory_runs_out(
 
 def test_later_batches_are_made_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, limit = SmallMemory(30, monkeypatch), TokenLimit()
-    stream = encoder._batches(iter([batch_of(*[2] * 100), batch_of(*[2] * 100)]), 64, limit)
+    stream = batch_stream.batches_of(iter([batch_of(*[2] * 100), batch_of(*[2] * 100)]), 64, limit)
     results = list(in_order([lane_of(memory.work, limit=limit)], stream))
     assert limit.tokens == 16
     assert memory.sizes == [16] * 25

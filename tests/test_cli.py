@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_checkpoint import write_tiny_checkpoint
 
-from fastdistil import Encoder, __version__, encode_file, info, progress
+from fastdistil import Encoder, __version__, encode_file, info, progress, shard_plan
 from fastdistil.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +161,7 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(folder, model, capsys, monkey
 
 
 def test_other_settings_need_restart(folder, model, capsys, monkeypatch):
-    monkeypatch.setattr(encode_file, "_SHARD_ROWS", 1)
+    monkeypatch.setattr(shard_plan, "SHARD_ROWS", 1)
     bad = Path("in.jsonl").read_text() + "{}\n"
     Path("bad.jsonl").write_text(bad)
     monkeypatch.setattr("fastdistil.text_io._BLOCK_BYTES", 1)

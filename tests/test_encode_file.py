@@ -19,7 +19,7 @@ import pytest
 import safetensors.numpy
 from tiny_checkpoint import write_tiny_checkpoint
 
-from fastdistil import Encoder, encode_file, shards, text_io
+from fastdistil import Encoder, shard_plan, shards, text_io
 from fastdistil.shards import ResumeError
 from fastdistil.text_io import InputError, UsageError
 
@@ -48,7 +48,7 @@ def expected(enc) -> np.ndarray:
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(encode_file, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(shard_plan, "SHARD_ROWS", 8)
 
 
 def write_input(folder: Path, kind: str, texts=TEXTS, ids=IDS) -> Path:
@@ -155,7 +155,7 @@ def test_lone_surrogates_are_counted(enc, tmp_path):
 
 
 def test_shards_end_early_for_long_texts(enc, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode_file, "_SHARD_CHARACTERS", 100)
+    monkeypatch.setattr(shard_plan, "SHARD_CHARACTERS", 100)
     texts = ["x" * 60, "y" * 60, "z" * 300, "", "w"] * 3
     source, output = write_input(tmp_path, "txt", texts, texts), tmp_path / "out.npy"
     sizes = []
@@ -389,7 +389,7 @@ def test_killed_at_every_file_operation(model, tmp_path):
 
 COMMAND_WITH_SMALL_SHARDS = """
 import os, sys, time
-from fastdistil import encode_file, shards
+from fastdistil import shard_plan, shards
 from fastdistil.cli import main
 
 def write(self, index, *rest, really=shards.ShardStore.write):
@@ -398,7 +398,7 @@ def write(self, index, *rest, really=shards.ShardStore.write):
     really(self, index, *rest)
 
 shards.ShardStore.write = write
-encode_file._SHARD_ROWS = 100
+shard_plan.SHARD_ROWS = 100
 sys.exit(main())
 """
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tiny_checkpoint import write_modules, write_tiny_checkpoint
 
 import fastdistil
-from fastdistil import Encoder, encoder, progress
+from fastdistil import Encoder, batch_stream, progress
 from fastdistil.backends import select
 from fastdistil.batch_stream import TokenLimit
 from fastdistil.overlap import overlapped
@@ -188,7 +188,7 @@ def test_batches_hold_every_text_once_in_order_and_within_the_budget(chunks, bat
         ids = list(islice(numbers, sum(lengths)))
         everything += lengths
         stream.append(TokenizedTexts(np.array(ids, np.int32), np.array(lengths, np.int64)))
-    batches = list(encoder._batches(iter(stream), batch_tokens, TokenLimit()))
+    batches = list(batch_stream.batches_of(iter(stream), batch_tokens, TokenLimit()))
     assert [n for batch in batches for n in batch.lengths.tolist()] == everything
     assert [i for batch in batches for i in batch.ids.tolist()] == list(range(sum(everything)))
     for batch in batches:
