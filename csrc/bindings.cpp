@@ -89,7 +89,7 @@ std::unique_ptr<Encoder> make_twin(const Encoder& encoder, const Addresses& tabl
 py::object run(const Encoder& encoder, std::uintptr_t input_ids, std::uintptr_t positions,
                std::uintptr_t segment_ids, std::uintptr_t cu_seqlens, int sequences, int tokens,
                std::uintptr_t out, const std::string& pooling, bool normalize, int threads,
-               bool parts) {
+               bool parts, std::uintptr_t rows, int row_count) {
   Batch batch;
   batch.input_ids = address<const std::int32_t>(input_ids);
   batch.positions = address<const std::int32_t>(positions);
@@ -104,6 +104,8 @@ py::object run(const Encoder& encoder, std::uintptr_t input_ids, std::uintptr_t 
                                    {"cls", Pooling::kCls},
                                    {"max", Pooling::kMax}});
   batch.normalize = normalize;
+  batch.rows = address<const std::int32_t>(rows);
+  batch.row_count = row_count;
   PartSeconds seconds{};
   {
     const py::gil_scoped_release released;
@@ -138,7 +140,8 @@ PYBIND11_MODULE(_C, module) {
            "An encoder that shares the packed weights, but reads these embedding tables")
       .def("run", &run, py::arg("input_ids"), py::arg("positions"), py::arg("segment_ids"),
            py::arg("cu_seqlens"), py::arg("sequences"), py::arg("tokens"), py::arg("out"),
-           py::arg("pooling"), py::arg("normalize"), py::arg("threads"), py::arg("parts") = false)
+           py::arg("pooling"), py::arg("normalize"), py::arg("threads"), py::arg("parts") = false,
+           py::arg("rows") = 0, py::arg("row_count") = kAllRows)
       .def_property_readonly("packed_bytes", &Encoder::packed_bytes)
       .def_property_readonly("isa", [](const Encoder& encoder) { return encoder.kernels().isa; })
       .def_property_readonly("precision",

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .backends import Program, reference
-from .checkpoint import hf_state_dict, load_checkpoint, translate_keys
+from .backends.base import check_rows
+from .checkpoint import Checkpoint, hf_state_dict, load_checkpoint, translate_keys
 from .config import EncoderConfig
 from .packing import PackedBatch, pack_padded, unpack, validate
 from .pooling import check_pooling, pool
@@ -107,6 +108,21 @@ class DistilBertModel(nn.Module):
             FileNotFoundError, ValueError: see `fastdistil.checkpoint.load_checkpoint`.
         """
         checkpoint = load_checkpoint(path_or_id, revision=revision)
+        return cls.from_checkpoint(
+            checkpoint, device, precision, backend, deterministic, cuda_graphs
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        backend: str = "auto",
+        deterministic: bool = True,
+        cuda_graphs: bool = True,
+    ) -> DistilBertModel:
+        """The same of a checkpoint that has been read; float32 weights are not copied."""
         model = cls(
             checkpoint.config,
             "meta",
@@ -174,6 +190,30 @@ class DistilBertModel(nn.Module):
             validate(batch, self.config)
             return reference.forward(self.config, parameters, batch)
         hidden = self._cache.compute(parameters, lambda program: program.run(batch))
+        return hidden.to(_first(parameters).dtype)
+
+    def forward_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
+        """Last hidden states of some tokens only, [R, D]: exactly `forward_packed(batch)[rows]`.
+
+        On the CPU the last layer is computed for these alone: a head that reads one token of each
+        sequence need not wait for the others.
+
+        Args:
+            batch: a packed batch on the model's device.
+            rows: int64 or int32 [R], there or (better) on the CPU: which of the batch's tokens, in
+                strictly ascending order; R may be 0.
+
+        Returns:
+            [R, D] in the parameters' dtype.
+
+        Raises:
+            TypeError, ValueError: rows that are no such thing, named in the message.
+        """
+        parameters = self._walk.parameters(self)
+        _check_device(batch.input_ids, _first(parameters).device)
+        if self._wants_gradients(parameters):
+            return self.forward_packed(batch).index_select(0, check_rows(rows, batch))
+        hidden = self._cache.compute(parameters, lambda program: program.run_rows(batch, rows))
         return hidden.to(_first(parameters).dtype)
 
     def encode_packed(

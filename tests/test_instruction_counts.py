@@ -263,5 +263,6 @@ def test_the_record_is_of_the_compiler_that_is_pinned() -> None:
 def test_the_record_has_every_case() -> None:
     cases = json.loads(RECORD.read_text())["instructions"]
     kernels = ("avx2 fp32", "avx2-emulated int8", "portable fp32")
-    assert set(cases) == {f"{name}, {w}" for name in kernels for w in ("1 x 16", "16 pooled")}
+    workloads = ("1 x 16", "16 pooled", "16 first")
+    assert set(cases) == {f"{name}, {w}" for name in kernels for w in workloads}
     assert all({"gemm.h", "attention.h", "layernorm.h"} <= set(counts) for counts in cases.values())

@@ -22,7 +22,8 @@ struct HeadInput {
   const char* key;
   const char* value;
   std::size_t stride;  // bytes from token to token
-  int length;
+  int queries;
+  int length;        // keys and values
   int head_columns;  // padded
 };
 
@@ -125,8 +126,8 @@ struct Attention {
     NoBackground nothing;
     pack_keys(head, scratch.keys);
     pack_values(head, scratch.values);
-    for (int first = 0; first < head.length; first += kTileRows) {
-      const int rows = head.length - first < kTileRows ? head.length - first : kTileRows;
+    for (int first = 0; first < head.queries; first += kTileRows) {
+      const int rows = head.queries - first < kTileRows ? head.queries - first : kTileRows;
       load_queries(head, first, rows, scratch.query);
       for (int p = 0; p * Isa::kPanelColumns < head.length; ++p)
         Isa::multiply(scratch.query, 0, rows, scratch.keys + p * head_tiles * kPanelTileBytes,
@@ -148,19 +149,22 @@ struct Attention {
 
 // Some of a chunk's (sequence, head) pairs, in that order. The context may go where Q lies: a block
 // of queries is read before its context is written, and nobody else reads those columns.
+// `narrowed`: Q and the context have the chunk's reads for rows.
 template <class Isa, class Destination>
 void attend(const Shape& shape, const Chunk& chunk, const Rows& qkv, const ThreadScratch& scratch,
-            Range pairs, const Destination& context) {
+            Range pairs, bool narrowed, const Destination& context) {
   using Elem = typename Isa::Elem;
   const int head_columns = shape.head_padded();
   const std::size_t part = shape.inner() * sizeof(Elem);  // bytes of a row's Q, of its K, of its V
   for (int pair = pairs.begin; pair < pairs.end; ++pair) {
     const Span& span = chunk.spans[pair / shape.heads];
     const int column = pair % shape.heads * head_columns;
-    const char* query = reinterpret_cast<const char*>(qkv.at<Elem>(span.row, column));
-    const HeadInput head{query,      query + part, query + 2 * part,
-                         qkv.stride, span.length,  head_columns};
-    Attention<Isa>::run(head, scratch, context, span.row, column);
+    const int first = narrowed ? span.read_begin : span.row;
+    const int queries = narrowed ? span.read_end - span.read_begin : span.length;
+    const char* query = reinterpret_cast<const char*>(qkv.at<Elem>(first, column));
+    const char* key = reinterpret_cast<const char*>(qkv.at<Elem>(span.row, column)) + part;
+    const HeadInput head{query, key, key + part, qkv.stride, queries, span.length, head_columns};
+    Attention<Isa>::run(head, scratch, context, first, column);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "plan.h"
+#include "rows_read.h"
 #include "team.h"
 #include "thread_pool.h"
 
@@ -24,6 +25,34 @@ void check_table(const char* name, const std::int32_t* values, int count, int si
              " rows: allowed are 0 to " + std::to_string(size - 1));
     }
   }
+}
+
+void check_rows(const Batch& batch) {
+  if (batch.row_count == kAllRows) return;
+  if (batch.pooling != Pooling::kNone) refuse("rows given, but what is pooled has no rows");
+  for (int i = 0; i < batch.row_count; ++i) {
+    const int row = batch.rows[i];
+    if (row < 0 || row >= batch.tokens) {
+      refuse("rows has " + std::to_string(row) + " at index " + std::to_string(i) +
+             ", outside the " + std::to_string(batch.tokens) + " tokens");
+    }
+    if (i > 0 && row <= batch.rows[i - 1]) {
+      refuse("rows has " + std::to_string(row) + " after " + std::to_string(batch.rows[i - 1]) +
+             ": they must ascend, each above the one before");
+    }
+  }
+}
+
+// Chunks of what has to be computed.
+Plan plan_of(const Batch& batch, const Kernels& kernels, int threads) {
+  std::vector<std::int32_t> read;
+  if (batch.row_count != kAllRows) read = cu_seqlens_read(batch);
+  Plan plan = make_plan(read.empty() ? batch.cu_seqlens : read.data(), batch.sequences,
+                        kernels.chunk_rows, kernels.min_rows_per_thread, threads);
+  if (batch.reads_some()) {
+    for (Chunk& chunk : plan.chunks) find_reads(batch, chunk);
+  }
+  return plan;
 }
 
 using Workspaces = std::vector<std::unique_ptr<Workspace>>;
@@ -99,6 +128,7 @@ void Encoder::validate(const Batch& batch) const {
       refuse("segment_ids given, but the checkpoint has no segment embeddings");
     check_table("segment_ids", batch.segment_ids, batch.tokens, shape.segments, "segment table");
   }
+  check_rows(batch);
 }
 
 // A child forked while another thread held the lock could wait for ever; try_lock and a fresh
@@ -118,9 +148,8 @@ void Encoder::give_back(std::unique_ptr<Workspace> workspace) const {
 
 void Encoder::run(const Batch& batch, int threads, PartSeconds* parts) const {
   validate(batch);
-  if (batch.sequences == 0) return;
-  const Plan plan = make_plan(batch.cu_seqlens, batch.sequences, kernels_.chunk_rows,
-                              kernels_.min_rows_per_thread, threads);
+  if (batch.sequences == 0 || batch.row_count == 0) return;
+  const Plan plan = plan_of(batch, kernels_, threads);
   int rows = 0;
   int longest = 0;
   for (const Chunk& chunk : plan.chunks) {

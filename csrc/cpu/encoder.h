@@ -18,7 +18,8 @@ class Encoder {
   Encoder(const Encoder& twin, const WeightSource& tables);
 
   // Throws std::invalid_argument, naming the argument, before anything is computed when an id, a
-  // position or a segment is outside its table or cu_seqlens is not a partition of the tokens.
+  // position or a segment is outside its table, cu_seqlens is not a partition of the tokens, or
+  // rows are not some of them.
   // `parts`: where not null, each part's seconds are added, summed over the threads.
   void run(const Batch& batch, int threads, PartSeconds* parts = nullptr) const;
 

@@ -7,9 +7,14 @@
 // What enters a product is a rounded copy in tiles. fp32 and bf16 are rounded where they are
 // computed; int8 needs the range of a whole row first, so its rows wait in bf16 or fp32 to be
 // quantised.
+//
+// In the last layer every row gives its K and V, but all that comes after them is computed for
+// those rows only whose states are read: they move to the front of the chunk, which is that short
+// from there on. No row's sums depend on its place, so its bits are those of a whole forward.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "attention.h"
 #include "epilogues.h"
@@ -50,18 +55,18 @@ class Forward {
         chunk_(chunk),
         ws_(workspace),
         team_(team),
-        clock_(clock) {}
+        clock_(clock),
+        rows_(chunk.rows) {}
 
   void run() {
     if (clock_ != nullptr) clock_->start();
-    const int rows = chunk_.rows;
-    step(Part::kEmbed, rows, [&](Range mine) { embed(mine); });
+    step(Part::kEmbed, rows_, [&](Range mine) { embed(mine); });
     for (int i = 0; i < shape_.layers; ++i) {
       const Layer& layer = model_.packed->layers[i];
-      attention_block(layer);
-      feed_forward_block(layer);
       const bool last = i + 1 == shape_.layers;
-      step(Part::kLayerNorm, rows, [&](Range mine) {
+      attention_block(layer, last && batch_.reads_some());
+      feed_forward_block(layer);
+      step(Part::kLayerNorm, rows_, [&](Range mine) {
         last ? last_layer_norm(layer.output_norm, mine) : layer_norm(layer.output_norm, mine);
       });
     }
@@ -130,38 +135,86 @@ class Forward {
     for (int row = rows.begin; row < rows.end; ++row) normalise(row, norm);
   }
 
-  // The last LayerNorm's output leaves in fp32, unrounded: to the caller, or to be pooled.
   void last_layer_norm(const LayerNormWeights& norm, Range rows) const {
-    for_each_token(rows, [&](int row, int token) {
-      const bool pooled = batch_.pooling != Pooling::kNone;
-      float* out = pooled ? ws_.final.template at<float>(row, 0)
-                          : batch_.out + static_cast<std::size_t>(token) * shape_.hidden;
-      layer_norm_row<V>(sums(row), shape_.hidden, shape_.hidden_padded(), shape_.layer_norm_eps,
-                        norm, [&](int column, V y) {
-                          if (pooled) {
-                            y.store(out + column);
-                          } else if (column < shape_.hidden) {
-                            y.store_first(out + column, shape_.hidden - column);
-                          }
-                        });
-    });
+    if (narrowed_) {
+      for (int row = rows.begin; row < rows.end; ++row) {
+        const RowRead& read = chunk_.reads[row];
+        last_layer_norm(norm, row, read.row, read.index);
+      }
+    } else {
+      for_each_token(rows, [&](int row, int token) { last_layer_norm(norm, row, row, token); });
+    }
   }
 
-  void attention_block(const Layer& layer) {
-    const Store<Isa, Identity, Wide, Rows> to_qkv{
-        {layer.qkv, 0, ws_.hidden.scales}, layer.qkv.bias.as<float>(), ws_.qkv, 0};
-    step_with_end(Part::kQkv, layer.qkv.panels, [&](Range mine, int end) {
-      gemm<Isa>(ws_.hidden.tiles, chunk_.rows, layer.qkv, mine, end, KRange{0, layer.qkv.k_tiles},
-                to_qkv);
-    });
+  // The last LayerNorm's output leaves in fp32, unrounded: to the caller's row `index`, or to the
+  // chunk's row `place`, to be pooled.
+  void last_layer_norm(const LayerNormWeights& norm, int row, int place, int index) const {
+    const bool pooled = batch_.pooling != Pooling::kNone;
+    float* out = pooled ? ws_.final.template at<float>(place, 0)
+                        : batch_.out + static_cast<std::size_t>(index) * shape_.hidden;
+    layer_norm_row<V>(sums(row), shape_.hidden, shape_.hidden_padded(), shape_.layer_norm_eps, norm,
+                      [&](int column, V y) {
+                        if (pooled) {
+                          y.store(out + column);
+                        } else if (column < shape_.hidden) {
+                          y.store_first(out + column, shape_.hidden - column);
+                        }
+                      });
+  }
+
+  // Where it narrows the chunk, what comes before needs all rows, and what comes after does not.
+  void attention_block(const Layer& layer, bool narrows) {
+    const PackedMatrix& qkv = layer.qkv;
+    if (narrows) {
+      const int queries = shape_.inner() / Isa::kPanelColumns;
+      project(qkv, Range{queries, qkv.panels});
+      narrow();
+      project(qkv, Range{0, queries});
+    } else {
+      project(qkv, Range{0, qkv.panels});
+    }
     attention();
     const PackedMatrix& out = layer.attention_out;
     const Add<Isa, true> to_sums{{out, 0, ws_.context.scales}, out.bias.as<float>(), ws_.sums};
     step_with_end(Part::kAttentionOut, out.panels, [&](Range mine, int end) {
-      gemm<Isa>(ws_.context.tiles, chunk_.rows, out, mine, end, KRange{0, out.k_tiles}, to_sums);
+      gemm<Isa>(ws_.context.tiles, rows_, out, mine, end, KRange{0, out.k_tiles}, to_sums);
     });
-    step(Part::kLayerNorm, chunk_.rows,
-         [&](Range mine) { layer_norm(layer.attention_norm, mine); });
+    step(Part::kLayerNorm, rows_, [&](Range mine) { layer_norm(layer.attention_norm, mine); });
+  }
+
+  // Those panels of Q, K and V, in this order.
+  void project(const PackedMatrix& qkv, Range panels) {
+    const Store<Isa, Identity, Wide, Rows> to_qkv{
+        {qkv, 0, ws_.hidden.scales}, qkv.bias.as<float>(), ws_.qkv, 0};
+    step_with_end(Part::kQkv, panels.size(), [&](Range mine, int end) {
+      gemm<Isa>(ws_.hidden.tiles, rows_, qkv,
+                Range{panels.begin + mine.begin, panels.begin + mine.end}, panels.begin + end,
+                KRange{0, qkv.k_tiles}, to_qkv);
+    });
+  }
+
+  // From here on the chunk's rows are its reads. No row moves to a place behind its own, so one
+  // thread that takes them in order overwrites none that is still to move.
+  void narrow() {
+    const int count = static_cast<int>(chunk_.reads.size());
+    step(Part::kQkv, 1, [&](Range) {
+      for (int i = 0; i < count; ++i) {
+        if (chunk_.reads[i].row != i) move_row(chunk_.reads[i].row, i);
+      }
+    });
+    rows_ = count;
+    narrowed_ = true;
+  }
+
+  // The residual stream, and the operand of the next product.
+  void move_row(int from, int to) const {
+    const int columns = shape_.hidden_padded();
+    std::memcpy(sums(to), sums(from), columns * sizeof(float));
+    const Tiles& tiles = ws_.hidden.tiles;
+    for (int column = 0; column < columns; column += kTileColumns)
+      std::memcpy(tiles.template at<Elem>(to, column), tiles.template at<Elem>(from, column),
+                  kTileRowBytes);
+    if constexpr (kQuantised) ws_.hidden.scales[to] = ws_.hidden.scales[from];
   }
 
   void attention() {
@@ -169,15 +222,16 @@ class Forward {
     const int items = static_cast<int>(chunk_.spans.size()) * shape_.heads;
     const ThreadScratch& scratch = ws_.scratch[team_.scratch()];
     if constexpr (kQuantised) {
-      step(Part::kAttention, items,
-           [&](Range mine) { attend<Attention>(shape_, chunk_, ws_.qkv, scratch, mine, ws_.qkv); });
-      step(Part::kQuantise, chunk_.rows, [&](Range mine) {
+      step(Part::kAttention, items, [&](Range mine) {
+        attend<Attention>(shape_, chunk_, ws_.qkv, scratch, mine, narrowed_, ws_.qkv);
+      });
+      step(Part::kQuantise, rows_, [&](Range mine) {
         quantise<Rotation::kNone>(mine, ws_.qkv, 0, shape_.inner(), ws_.context.tiles,
                                   ws_.context.scales);
       });
     } else {
       step(Part::kAttention, items, [&](Range mine) {
-        attend<Attention>(shape_, chunk_, ws_.qkv, scratch, mine, ws_.context.tiles);
+        attend<Attention>(shape_, chunk_, ws_.qkv, scratch, mine, narrowed_, ws_.context.tiles);
       });
     }
   }
@@ -204,7 +258,7 @@ class Forward {
       step_with_end(Part::kFfnIn, held / Isa::kPanelColumns,
                     [&](Range mine, int end) { feed_forward_in(layer.ffn_in, begin, mine, end); });
       if constexpr (kQuantised) {
-        step(Part::kQuantise, chunk_.rows, [&](Range mine) {
+        step(Part::kQuantise, rows_, [&](Range mine) {
           for_each_piece(held, [&](int from, int to) {
             quantise<Rotation::kCoarse>(mine, ws_.unquantised, from, to, piece_tiles(from),
                                         piece_scales(from));
@@ -258,9 +312,8 @@ class Forward {
     const float* bias = weights.bias.as<float>();
     const int first = begin / Isa::kPanelColumns;
     const auto multiply = [&](const auto& epilogue) {
-      gemm<Isa>(ws_.hidden.tiles, chunk_.rows, weights,
-                Range{first + panels.begin, first + panels.end}, first + end,
-                KRange{0, weights.k_tiles}, epilogue);
+      gemm<Isa>(ws_.hidden.tiles, rows_, weights, Range{first + panels.begin, first + panels.end},
+                first + end, KRange{0, weights.k_tiles}, epilogue);
     };
     if constexpr (kQuantised) {
       multiply(Store<Isa, Function, Wide, Rows>{products, bias, ws_.unquantised, begin});
@@ -277,10 +330,10 @@ class Forward {
     const typename Isa::Sums products{weights, first_tile, piece_scales(from)};
     const float* bias = weights.bias.as<float>();
     if (begin == 0) {
-      gemm<Isa>(piece_tiles(from), chunk_.rows, weights, panels, end, k,
+      gemm<Isa>(piece_tiles(from), rows_, weights, panels, end, k,
                 Add<Isa, true>{products, bias, ws_.sums});
     } else {
-      gemm<Isa>(piece_tiles(from), chunk_.rows, weights, panels, end, k,
+      gemm<Isa>(piece_tiles(from), rows_, weights, panels, end, k,
                 Add<Isa, false>{products, bias, ws_.sums});
     }
   }
@@ -302,6 +355,8 @@ class Forward {
   Workspace& ws_;
   Team& team_;
   PartClock* const clock_;
+  int rows_;               // at the front of the workspace's buffers
+  bool narrowed_ = false;  // they are the chunk's reads
 };
 
 // An instruction set's table, from its traits.

@@ -105,6 +105,8 @@ struct Model {
 
 enum class Pooling { kNone, kMean, kCls, kMax };
 
+constexpr int kAllRows = -1;
+
 // One call's input and output. Pointers belong to the caller.
 struct Batch {
   const std::int32_t* input_ids = nullptr;    // [tokens]
@@ -115,7 +117,20 @@ struct Batch {
   int tokens = 0;
   Pooling pooling = Pooling::kNone;
   bool normalize = false;
-  float* out = nullptr;  // [tokens, hidden], or [sequences, hidden] when pooled
+  // The tokens whose states are wanted, strictly ascending: [row_count]. Not to be pooled.
+  const std::int32_t* rows = nullptr;
+  int row_count = kAllRows;
+  float* out =
+      nullptr;  // [tokens, hidden], [row_count, hidden], or [sequences, hidden] when pooled
+
+  // Whether the last layer has rows that nobody reads.
+  bool reads_some() const { return row_count != kAllRows || pooling == Pooling::kCls; }
+};
+
+// A row whose last state is read: its place in the chunk, and among the batch's `rows`.
+struct RowRead {
+  int row;
+  int index;
 };
 
 // Whole sequences that go through all layers together.
@@ -123,10 +138,14 @@ struct Span {
   int sequence;  // index in the batch
   int row;       // first row in the chunk
   int length;
+  // Its part of the chunk's `reads`.
+  int read_begin = 0;
+  int read_end = 0;
 };
 
 struct Chunk {
   std::vector<Span> spans;
+  std::vector<RowRead> reads;  // ascending; only where the batch reads some rows, not all
   int rows = 0;
   int longest = 0;
 };

@@ -54,6 +54,15 @@ inline std::vector<float> rows_of(const std::vector<float>& all, int begin, int 
           all.begin() + static_cast<long>(end) * width};
 }
 
+inline std::vector<float> rows_of(const std::vector<float>& all,
+                                  const std::vector<std::int32_t>& rows, int width) {
+  std::vector<float> out;
+  for (const int row : rows)
+    out.insert(out.end(), all.begin() + static_cast<long>(row) * width,
+               all.begin() + static_cast<long>(row + 1) * width);
+  return out;
+}
+
 // The sequences [first, last) as a batch of their own.
 inline Sequences part_of(const Sequences& s, int first, int last) {
   const int begin = s.cu_seqlens[first], end = s.cu_seqlens[last];

@@ -46,12 +46,7 @@ inline cpu::Encoder make_encoder(const cpu::Kernels& kernels, const cpu::Shape& 
                       [&](const std::string& name) { return weights.at(name).data(); });
 }
 
-inline std::vector<float> run(const cpu::Encoder& encoder, const cpu::Shape& shape,
-                              const Sequences& s, int threads,
-                              cpu::Pooling pooling = cpu::Pooling::kNone, bool normalize = false) {
-  const int rows = pooling == cpu::Pooling::kNone ? s.tokens() : s.count();
-  // Exactly as large as promised: a write past the end is the sanitizer's to find.
-  std::vector<float> out(static_cast<std::size_t>(rows) * shape.hidden, -1e30f);
+inline cpu::Batch batch_of(const cpu::Shape& shape, const Sequences& s) {
   cpu::Batch batch;
   batch.input_ids = s.input_ids.data();
   batch.positions = s.positions.data();
@@ -59,11 +54,36 @@ inline std::vector<float> run(const cpu::Encoder& encoder, const cpu::Shape& sha
   batch.cu_seqlens = s.cu_seqlens.data();
   batch.sequences = s.count();
   batch.tokens = s.tokens();
-  batch.pooling = pooling;
-  batch.normalize = normalize;
+  return batch;
+}
+
+// Into memory exactly as large as promised: a write past the end is the sanitizer's to find.
+inline std::vector<float> run(const cpu::Encoder& encoder, const cpu::Shape& shape,
+                              cpu::Batch batch, int rows, int threads) {
+  std::vector<float> out(static_cast<std::size_t>(rows) * shape.hidden, -1e30f);
   batch.out = out.data();
   encoder.run(batch, threads);
   return out;
+}
+
+inline std::vector<float> run(const cpu::Encoder& encoder, const cpu::Shape& shape,
+                              const Sequences& s, int threads,
+                              cpu::Pooling pooling = cpu::Pooling::kNone, bool normalize = false) {
+  cpu::Batch batch = batch_of(shape, s);
+  batch.pooling = pooling;
+  batch.normalize = normalize;
+  return run(encoder, shape, batch, pooling == cpu::Pooling::kNone ? s.tokens() : s.count(),
+             threads);
+}
+
+// The states of those tokens alone.
+inline std::vector<float> run_rows(const cpu::Encoder& encoder, const cpu::Shape& shape,
+                                   const Sequences& s, const std::vector<std::int32_t>& rows,
+                                   int threads) {
+  cpu::Batch batch = batch_of(shape, s);
+  batch.rows = rows.data();
+  batch.row_count = static_cast<int>(rows.size());
+  return run(encoder, shape, batch, batch.row_count, threads);
 }
 
 inline cpu::Shape make_shape(int hidden, int heads, int intermediate, int layers, int segments,

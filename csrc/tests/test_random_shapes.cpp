@@ -87,7 +87,8 @@ void check_error(const Error& e, const cpu::Kernels& kernels, const FormatCosts&
   }
 }
 
-// One call, and the same sequences by themselves, in two batches, and by other numbers of threads.
+// One call, and the same sequences by themselves, in two batches, by other numbers of threads, and
+// only some of the rows.
 std::vector<float> run_all_ways(const cpu::Encoder& encoder, const Case& c, const Sequences& s,
                                 Dice& dice, const std::string& what) {
   const int count = s.count(), split = dice.roll(0, count);
@@ -102,6 +103,13 @@ std::vector<float> run_all_ways(const cpu::Encoder& encoder, const Case& c, cons
   CHECK(same_bits(part(0, split), rows(together, 0, split)), what);
   CHECK(same_bits(part(split, count), rows(together, split, count)), what);
   for (int i = 0; i < count; ++i) CHECK(same_bits(part(i, i + 1), rows(together, i, i + 1)), what);
+
+  std::vector<std::int32_t> read;
+  for (int row = 0, step = dice.pick({1, 8, 60}); row < s.tokens(); row += dice.roll(1, step))
+    read.push_back(row);
+  CHECK(same_bits(run_rows(encoder, c.shape, s, read, dice.roll(1, 8)),
+                  rows_of(together, read, c.shape.hidden)),
+        what);
 
   const auto pooling = static_cast<Pooling>(dice.roll(1, 3));
   const bool normalize = dice.roll(0, 1) == 1;

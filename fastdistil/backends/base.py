@@ -60,11 +60,62 @@ class Program(Protocol):
     def run(self, batch: PackedBatch) -> Tensor:
         """Last hidden states [T, D] of a batch, which is validated before any kernel runs."""
 
+    def run_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
+        """Last hidden states [R, D] of some tokens only: exactly `run(batch)[rows]`.
+
+        An engine may leave out of the last layer whatever no other row needs.
+
+        Args:
+            rows: int64 or int32 [R], as `check_rows` wants them; R may be 0.
+        """
+
     def run_pooled(self, batch: PackedBatch, pooling: str, normalize: bool) -> Tensor:
         """One float32 vector per sequence, [B, D], as `fastdistil.pooling.pool` defines it."""
 
     def warmup(self, tokens: Sequence[int] | None, max_seqlen: int | None) -> None:
         """Do now what a first batch of that size would wait for; see DistilBertModel.warmup."""
+
+
+def check_rows(rows: Tensor, batch: PackedBatch) -> Tensor:
+    """Rows on the batch's device; raises unless they are its tokens, in strictly ascending order.
+
+    The host looks at them; where they are on a GPU it waits for all that is queued before them.
+    Rows on the CPU for a batch on a GPU are copied there, and nobody waits for anything.
+
+    Args:
+        rows: int64 or int32 [R] on the batch's device or on the CPU; R may be 0.
+
+    Raises:
+        TypeError: no tensor, or one of another dtype.
+        ValueError: another shape or device, a number that is no token's, or a wrong order.
+    """
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"rows: got {type(rows).__name__}; a torch.Tensor is allowed")
+    if rows.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"rows: got {rows.dtype}; torch.int64 or torch.int32 is allowed")
+    if rows.dim() != 1:
+        raise ValueError(f"rows: got shape {list(rows.shape)}; one dimension is allowed")
+    if rows.device not in (batch.device, torch.device("cpu")):
+        raise ValueError(
+            f"rows: on {rows.device}, but the batch is on {batch.device}; they may be there or on "
+            "the CPU"
+        )
+    values, tokens = rows.cpu().numpy(), batch.num_tokens
+    falls = values[1:] <= values[:-1]
+    if falls.any():
+        where = int(falls.argmax()) + 1
+        raise ValueError(
+            f"rows: got {values[where]} after {values[where - 1]} at index {where}; each must be "
+            "above the one before"
+        )
+    for value in values[:1], values[-1:]:
+        if value.size and not 0 <= value[0] < tokens:
+            allowed = f"0 to {tokens - 1}, the batch's tokens," if tokens else "of no tokens none"
+            raise ValueError(f"rows: got {value[0]}; {allowed} is allowed")
+    if rows.device != batch.device and batch.device.type == "cuda":
+        # From memory that is not pinned the copy would wait for the GPU.
+        return rows.pin_memory().to(batch.device, non_blocking=True)
+    return rows.to(batch.device)
 
 
 class Backend(Protocol):

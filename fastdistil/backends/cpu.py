@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import EncoderConfig
 from ..packing import PackedBatch, validate
 from ..pooling import check_pooling
-from .base import DEFAULT_OPTIONS, EngineOptions, Program
+from .base import DEFAULT_OPTIONS, EngineOptions, Program, check_rows
 from .threads import num_threads
 
 _C: Any = None
@@ -156,15 +156,31 @@ class CpuProgram:
         """Last hidden states, float32 [T, D]."""
         return self._run(batch, batch.num_tokens, "none", False)
 
+    def run_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
+        """Last hidden states of some tokens, float32 [R, D], in the very bits that `run` gives.
+
+        The last layer computes K and V of all tokens, and the rest for these only. Sequences of
+        which no token is asked for are not computed at all.
+        """
+        rows = check_rows(rows, batch).to(torch.int32).contiguous()
+        return self._run(batch, len(rows), "none", False, rows)
+
     def run_pooled(self, batch: PackedBatch, pooling: str, normalize: bool) -> Tensor:
-        """One float32 vector per sequence, [B, D]."""
+        """One float32 vector per sequence, [B, D]; "cls" asks for the first tokens only."""
         check_pooling(pooling)
         return self._run(batch, batch.num_sequences, pooling, normalize)
 
     def warmup(self, tokens: Sequence[int] | None, max_seqlen: int | None) -> None:
         """Nothing is left to do: weights are packed, and sizes need no preparation."""
 
-    def _run(self, batch: PackedBatch, rows: int, pooling: str, normalize: bool) -> Tensor:
+    def _run(
+        self,
+        batch: PackedBatch,
+        outputs: int,
+        pooling: str,
+        normalize: bool,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         arrays = [batch.input_ids, batch.positions, batch.cu_seqlens]
         if batch.segment_ids is not None:
             arrays.append(batch.segment_ids)
@@ -174,7 +190,8 @@ class CpuProgram:
             if batch.device.type != "cpu":
                 raise ValueError(f"batch: on {batch.device}, but the weights are on cpu")
         ids, positions, cu_seqlens, *segments = (array.data_ptr() for array in arrays)
-        out = torch.empty(rows, self._config.hidden_size, dtype=torch.float32, device="cpu")
+        some = {} if rows is None else {"rows": rows.data_ptr(), "row_count": len(rows)}
+        out = torch.empty(outputs, self._config.hidden_size, dtype=torch.float32, device="cpu")
         try:
             self._encoder.run(
                 input_ids=ids,
@@ -187,6 +204,7 @@ class CpuProgram:
                 pooling=pooling,
                 normalize=normalize,
                 threads=num_threads(),
+                **some,
             )
         except ValueError:
             validate(batch, self._config)  # the same finding with the sequence's number

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..config import EncoderConfig
 from ..packing import PackedBatch, validate
 from ..pooling import check_pooling
-from .base import DEFAULT_OPTIONS, EngineOptions, Program
+from .base import DEFAULT_OPTIONS, EngineOptions, Program, check_rows
 from .cuda_graphs import GraphCache
 from .cuda_latency import LatencyEncoder, on_device, refusal
 from .cuda_plan import Buffers, ForwardPlan, Step, bucket_of, length_class_of
@@ -141,6 +141,16 @@ class CudaProgram:
             for piece, buffers in self._forward(batch):
                 out[piece.tokens].copy_(buffers.hidden(piece.count))
         return out
+
+    def run_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
+        """Last hidden states [R, D] of some tokens, picked on the GPU out of all that `run` gives.
+
+        The host looks at the rows before anything runs. Best they are on the CPU: for rows on the
+        GPU it waits for all that is queued before them.
+        """
+        there = check_rows(rows, batch)
+        with torch.no_grad():
+            return self.run(batch).index_select(0, there)
 
     def run_pooled(self, batch: PackedBatch, pooling: str, normalize: bool) -> Tensor:
         """One float32 vector per sequence, [B, D]."""

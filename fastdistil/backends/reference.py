@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import EncoderConfig
 from ..packing import PackedBatch, validate
 from ..pooling import check_pooling, pool
-from .base import DEFAULT_OPTIONS, EngineOptions, Program
+from .base import DEFAULT_OPTIONS, EngineOptions, Program, check_rows
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -146,6 +146,12 @@ class ReferenceProgram:
         # The precision is this program's own; an autocast around the caller must not change it.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return forward(self.config, self.weights, batch)
+
+    def run_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
+        """Last hidden states [R, D] of some tokens, by definition: those that `run` gives them."""
+        there = check_rows(rows, batch)
+        with torch.no_grad():
+            return self.run(batch).index_select(0, there)
 
     def run_pooled(self, batch: PackedBatch, pooling: str, normalize: bool) -> Tensor:
         """One float32 vector per sequence, [B, D]."""

@@ -97,6 +97,17 @@ def test_pools(device: torch.device, pooling: str, normalize: bool) -> None:
     torch.testing.assert_close(got.double().cpu(), want.double(), rtol=1e-4, atol=1e-4)
 
 
+def test_rows_are_those_of_a_whole_forward(device: torch.device) -> None:
+    model = model_of(tiny("distilbert"), device, "fp32")
+    batch = batch_of(model.config, LENGTHS, device)
+    rows = torch.arange(0, batch.num_tokens, 3)
+    whole = model.forward_packed(batch)
+    assert torch.equal(model.forward_rows(batch, rows.to(device)), whole[rows.to(device)])
+    assert torch.equal(model.forward_rows(batch, rows), whole[rows.to(device)])
+    with pytest.raises(ValueError, match="rows: got"):
+        model.forward_rows(batch, rows + batch.num_tokens)
+
+
 def test_the_model_without_layers(device: torch.device) -> None:
     model = model_of(tiny(num_layers=0), device, "fp32")
     batch = batch_of(model.config, LENGTHS, device)
