@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .encoder import Encoder
     from .model import DistilBertModel
     from .packing import PackedBatch
+    from .tasks import pipeline
 
 __all__ = [
     "DistilBertModel",
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "explain",
+    "pipeline",
     "restore",
     "warmup",
 ]
@@ -37,6 +39,7 @@ _HOMES = {
     "PackedBatch": "packing",
     "accelerate": "drop_in",
     "explain": "drop_in",
+    "pipeline": "tasks",
     "restore": "drop_in",
     "warmup": "drop_in",
 }

@@ -95,20 +95,24 @@ def cut(batch: TokenizedTexts, most: int) -> deque[TokenizedTexts]:
 
 
 def joined(parts: Collection[TokenizedTexts]) -> TokenizedTexts:
-    """Texts in one, in order; one part or more. All have segments, or none; reads likewise."""
+    """Texts in one, in order; one part or more."""
     if len(parts) == 1:
         return next(iter(parts))
     return TokenizedTexts(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.lengths for part in parts]),
-        segments=_joined([part.segments for part in parts]),
-        reads=_joined([part.reads for part in parts]),
+        segments=_joined([(part.segments, len(part.ids)) for part in parts], np.int32(0)),
+        reads=_joined([(part.reads, len(part.ids)) for part in parts], np.True_),
     )
 
 
-def _joined(parts: list[NDArray[Any] | None]) -> NDArray[Any] | None:
-    arrays = [part for part in parts if part is not None]
-    return np.concatenate(arrays) if arrays else None
+def _joined(parts: list[tuple[NDArray[Any] | None, int]], default: Any) -> NDArray[Any] | None:
+    """What parts of so many tokens have, or the default where others have something."""
+    if all(array is None for array, _ in parts):
+        return None
+    return np.concatenate(
+        [np.full(size, default) if array is None else array for array, size in parts]
+    )
 
 
 def batches_of(

@@ -1,4 +1,4 @@
-"""The command line: `fastdistil encode`, `bench`, `info` and `explain`.
+"""The command line: `fastdistil encode`, `bench`, `info` and `explain`; tasks are in `task_cli`.
 
 Exit codes: 0 done; 1 something went wrong, said in one line on stderr; 2 a command that makes no
 sense; 130 interrupted. torch is imported when there is work for it, so that --help and mistakes
@@ -15,8 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import task_cli
 from ._version import __version__
-from .text_io import INPUT_FORMATS, UsageError
+from .cli_options import (
+    add_engine_options,
+    add_input_options,
+    add_model_option,
+    positive,
+    set_threads,
+)
+from .text_io import UsageError
 
 if TYPE_CHECKING:
     from .encode_file import EncodeSummary
@@ -67,17 +75,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _explain(options)
         if options.command == "bench":
             return _bench(options)
+        if options.command in task_cli.COMMANDS:
+            return task_cli.run(options)
         return _encode(options)
     except UsageError as error:
         print(f"fastdistil: error: {_one_line(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at the end
+        return 1
     except KeyboardInterrupt:
-        more = "; run the same command again to continue" if options.command == "encode" else ""
+        more = "; run the same command again to continue" if _resumes(options) else ""
         print(f"fastdistil: interrupted{more}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"fastdistil: error: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _resumes(options: argparse.Namespace) -> bool:
+    """Whether an interrupted command goes on where it stopped."""
+    return getattr(options, "output", None) is not None
 
 
 def _one_line(error: BaseException) -> str:
@@ -103,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_file_options(encode)
     _add_model_options(encode)
+    task_cli.add_commands(commands)
     commands.add_parser(
         "info",
         help="what this machine has, what would run, and what is missing",
@@ -152,7 +171,7 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
         metavar="NAME,NAME",
         help="fastdistil's (default: %(default)s, those that this CPU has kernels for)",
     )
-    add("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     add(
         "--price-per-hour",
         type=_price,
@@ -213,8 +232,7 @@ def _add_file_options(encode: argparse.ArgumentParser) -> None:
         required=True,
         help=".npy, .parquet, .jsonl or .safetensors; replaced if it exists",
     )
-    add("--input-format", choices=INPUT_FORMATS, help="where IN's name does not say; - is txt")
-    add("--text-column", metavar="NAME", help='column or key with the text (default: "text")')
+    add_input_options(encode)
     add(
         "--id-column",
         metavar="NAME",
@@ -227,12 +245,7 @@ def _add_file_options(encode: argparse.ArgumentParser) -> None:
 
 def _add_model_options(encode: argparse.ArgumentParser) -> None:
     add = encode.add_argument
-    add(
-        "--model",
-        metavar="MODEL",
-        default=DEFAULT_MODEL,
-        help="a checkpoint's folder or Hugging Face hub id (default: %(default)s)",
-    )
+    add_model_option(encode, DEFAULT_MODEL)
     add(
         "--pooling",
         choices=("mean", "cls", "max"),
@@ -243,32 +256,7 @@ def _add_model_options(encode: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="scale vectors to length 1, or do not (default: what the checkpoint says, else not)",
     )
-    add("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
-    add("--backend", default="auto", help="auto, cuda, cpu or reference (default: auto)")
-    add(
-        "--device",
-        type=_devices,
-        help="where to run, for example cuda, or cuda:0,cuda:1 to share the work (default: cpu)",
-    )
-    add(
-        "--max-length",
-        type=_positive,
-        metavar="TOKENS",
-        help="cut texts at so many tokens (default: what the checkpoint says)",
-    )
-    add("--batch-tokens", type=_positive, metavar="TOKENS", help="tokens in a batch")
-    add("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return value
-
-
-def _devices(text: str) -> str | list[str]:
-    return text.split(",") if "," in text else text
+    add_engine_options(encode)
 
 
 def _encode(options: argparse.Namespace) -> int:
@@ -277,7 +265,7 @@ def _encode(options: argparse.Namespace) -> int:
     columns = (options.text_column, options.id_column)
     check_files(options.input, options.output, options.input_format, *columns)
     if options.threads is not None:
-        _set_threads(options.threads)
+        set_threads(options.threads)
     from .encode_file import encode_file
     from .encoder import Encoder
 
@@ -306,14 +294,6 @@ def _encode(options: argparse.Namespace) -> int:
     if not options.quiet:
         _print_summary(summary)
     return 0
-
-
-def _set_threads(count: int) -> None:
-    os.environ["FASTDISTIL_NUM_THREADS"] = str(count)
-    os.environ["RAYON_NUM_THREADS"] = str(count)  # the tokenizer's own
-    import torch
-
-    torch.set_num_threads(count)
 
 
 def _print_engine(model: str, encoder: Encoder) -> None:
@@ -364,7 +344,7 @@ def _info() -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     if options.threads is not None:
-        _set_threads(options.threads)
+        set_threads(options.threads)
     from .bench.command import run
 
     run(options)

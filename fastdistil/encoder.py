@@ -87,6 +87,8 @@ class Encoder:
         normalize: scale vectors to length 1. By default what those files say, False where there are
             none.
         deterministic, cuda_graphs: as for `DistilBertModel`.
+        batch_tokens: tokens in a batch where a call does not say; changes speed and memory only. By
+            default 8192, and on a GPU what its memory allows.
 
     Attributes:
         model: the DistilBertModel; with several devices the one on the first. What is done to it is
@@ -111,7 +113,9 @@ class Encoder:
         normalize: bool | None = None,
         deterministic: bool = True,
         cuda_graphs: bool = True,
+        batch_tokens: int | None = None,
     ) -> None:
+        _check_batch_tokens(batch_tokens)
         self.folder = resolve_folder(path_or_id)
         settings = read_sentence_settings(self.folder)
         if pooling is None and settings.unsupported is not None:
@@ -134,7 +138,7 @@ class Encoder:
         )
         self._deterministic = deterministic
         self._limit = TokenLimit()
-        self._default_batch_tokens: int | None = None
+        self._default_batch_tokens = batch_tokens
         self.tokenizer = TextTokenizer.from_folder(
             self.folder / settings.transformer, self.model.config.max_positions, max_length
         )
@@ -184,8 +188,7 @@ class Encoder:
             texts: a list, another iterable, a generator (drawn from in this thread), or one string.
             pooling: "mean", "cls", "max" or "none"; by default the encoder's.
             normalize: scale to length 1; by default the encoder's.
-            batch_tokens: tokens in a batch; changes speed and memory only. By default 8192, and on
-                a GPU what its memory allows.
+            batch_tokens: tokens in a batch; by default the encoder's.
             show_progress: a bar on a terminal, plain lines otherwise, on stderr; None is False.
 
         Returns:
@@ -263,8 +266,7 @@ class Encoder:
             raise ValueError(
                 "normalize is for one vector per text; with pooling 'none' leave it out"
             )
-        if batch_tokens is not None and batch_tokens < 1:
-            raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1")
+        _check_batch_tokens(batch_tokens)
         return EncodeOptions(
             chosen,
             self.normalize if normalize is None else normalize,
@@ -367,6 +369,11 @@ class Encoder:
         if options.pooling == "none":
             return [vectors for part in parts for vectors in part]
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+
+
+def _check_batch_tokens(batch_tokens: int | None) -> None:
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1")
 
 
 def _checked_pooling(pooling: str) -> str:
