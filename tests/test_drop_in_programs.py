@@ -194,45 +194,6 @@ def test_sentence_transformer_bf16(sentence_transformer: Any, real_sentences: li
     assert_cosine(got, want, 0.9999)
 
 
-# Generation
-
-
-@pytest.mark.parametrize("encoder", ["distilbert", "bert"])
-@pytest.mark.parametrize(
-    "how",
-    [
-        {},
-        {"num_beams": 3},
-        {"do_sample": True, "top_k": 20},
-        {"num_beams": 2, "num_return_sequences": 2, "use_cache": False},
-    ],
-    ids=["greedy", "beams", "sampling", "no cache"],
-)
-def test_encoder_decoder_generates_the_same(encoder: str, how: dict[str, Any]) -> None:
-    decoder_config = transformers.AutoConfig.for_model(
-        **tiny_config("bert").to_hf(), is_decoder=True, add_cross_attention=True
-    )
-    model = transformers.EncoderDecoderModel(
-        encoder=model_of("DistilBertModel" if encoder == "distilbert" else "BertModel"),
-        decoder=transformers.BertLMHeadModel(decoder_config),
-    ).eval()
-    randomize(model)
-    ids, mask = padded_batch([6, 3, 5])
-    call = {"inputs": ids, "attention_mask": mask, "max_new_tokens": 8, "decoder_start_token_id": 1}
-    call |= {"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1} | how
-    torch.manual_seed(0)
-    want = model.generate(**call)
-    fastdistil.accelerate(model, precision="fp32")
-    assert "forward" not in model.decoder.bert.__dict__
-    torch.manual_seed(0)
-    got = model.generate(**call)
-    assert got.unique().numel() > 4
-    assert torch.equal(got, want)
-    explanation = fastdistil.explain(model)
-    assert explanation.encoder.startswith("encoder (")
-    assert (explanation.fast_calls, explanation.fallback_calls) == (1, 0)
-
-
 # Trainer
 
 

@@ -1,0 +1,1 @@
+"""Programs to read and run: what one trains with transformers and serves with fastdistil."""
