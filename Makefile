@@ -1,5 +1,5 @@
 # What one can do here: make demo | test | lint | format | sanitize | cross-aarch64 |
-# instruction-counts | compile-gate | cuda-gate | bench | clean
+# instruction-counts | compile-gate | cuda-gate | pytest-spark | bench | clean
 # On a machine with a GPU: make gpu, or its stages gpu-test | gpu-tune | gpu-bench | gpu-profile
 #
 # Each target sets up what it needs; a machine needs only python3 (3.11 or newer, with venv), a C++
@@ -14,13 +14,14 @@ CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/cuda/*.cu csrc
 TRANSFORMERS4 := $(VENV)/transformers-4.57
 TRITON36 := $(VENV)/triton-3.6.0
 OPTIMUM := $(VENV)/optimum
+SPARK := $(VENV)/spark
 CUDA13 := $(VENV)/cuda-13.0.88
 BUILT := $(VENV)/.built
 TESTED := $(VENV)/.built-emulated
 
 .PHONY: demo test lint format sanitize sanitize-address sanitize-thread cross-aarch64 \
-	instruction-counts compile-gate cuda-gate pytest pytest-kernels pytest-transformers4 gpu \
-	gpu-build gpu-test gpu-tune gpu-bench gpu-profile bench optimum clean
+	instruction-counts compile-gate cuda-gate pytest pytest-kernels pytest-transformers4 \
+	pytest-spark gpu gpu-build gpu-test gpu-tune gpu-bench gpu-profile bench optimum clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -152,7 +153,17 @@ pytest: $(VENV)/.installed-dev $(TESTED)
 
 pytest-transformers4: $(VENV)/.installed-dev $(TESTED) $(TRANSFORMERS4)/.installed
 	HF_HUB_OFFLINE=1 FASTDISTIL_TEST_TRANSFORMERS=4 PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) \
-		$(BIN)/python -m pytest tests/test_kernels_package.py tests/test_drop_in*.py
+		$(BIN)/python -m pytest tests/test_kernels_package.py tests/test_drop_in*.py \
+		tests/test_encoder_decoder.py tests/test_summarization.py tests/test_task_parity.py
+
+# Spark is a download of 450 MB, so `make test` leaves it out. It needs a Java.
+$(SPARK)/.installed: | $(BIN)/python
+	rm -rf $(SPARK)
+	$(PIP_INSTALL) --no-deps --target $(SPARK) pyspark==4.3.0 py4j==0.10.9.9
+	touch $@
+
+pytest-spark: $(VENV)/.installed-dev $(TESTED) $(SPARK)/.installed
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$(SPARK) $(BIN)/python -m pytest tests/test_spark.py
 
 # --- on a machine with a GPU ----------------------------------------------------------------------
 

@@ -21,7 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import instruction_sets, load, probe, threads
+from benchmarks import (
+    classification,
+    heads,
+    instruction_sets,
+    load,
+    probe,
+    scale_out,
+    summaries,
+    threads,
+)
 from benchmarks.command import RESULTS, command_parser
 from benchmarks.corpora import ROOT
 from benchmarks.sections import (
@@ -57,6 +66,16 @@ COMMANDS: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[Block]]]] = {
     "threads": ("Threads, callers, company", lambda told: [_tables(threads.report(told))]),
     "load": ("From a checkpoint to the first vector", lambda told: [_tables(load.report(told))]),
     "probe": ("A task in each precision", lambda told: [_tables(probe.report(told))]),
+    "heads": (
+        "Heads, and the last layer, where they are read",
+        lambda told: [_tables(heads.report(told))],
+    ),
+    "classification": ("From text to labels", lambda told: [_tables(classification.report(told))]),
+    "summaries": ("Extractive summaries", lambda told: [_tables(summaries.report(told))]),
+    "scale_out": (
+        "Two actors of Ray Data, one process",
+        lambda told: [_tables(scale_out.report(told))],
+    ),
 }
 
 _PREFACE = """\
