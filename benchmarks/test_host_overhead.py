@@ -48,7 +48,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> fastdistil.DistilBertModel:
     config = fastdistil.EncoderConfig.from_hf(original.config)
     model = fastdistil.DistilBertModel(config, precision="fp32", backend="cuda")
     model.load_state_dict(original.state_dict())
-    monkeypatch.setattr(CudaProgram, "_steps_of", lambda *_: [])
+    monkeypatch.setattr(CudaProgram, "_cached", lambda *_: [])
     return model.eval().requires_grad_(False)
 
 

@@ -195,7 +195,7 @@ class DistilBertModel(nn.Module):
     def forward_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         """Last hidden states of some tokens only, [R, D]: exactly `forward_packed(batch)[rows]`.
 
-        On the CPU the last layer is computed for these alone: a head that reads one token of each
+        The engines compute the last layer for these alone: a head that reads one token of each
         sequence need not wait for the others.
 
         Args:
@@ -212,7 +212,8 @@ class DistilBertModel(nn.Module):
         parameters = self._walk.parameters(self)
         _check_device(batch.input_ids, _first(parameters).device)
         if self._wants_gradients(parameters):
-            return self.forward_packed(batch).index_select(0, check_rows(rows, batch))
+            there = check_rows(rows, batch).to(batch.device)
+            return self.forward_packed(batch).index_select(0, there)
         hidden = self._cache.compute(parameters, lambda program: program.run_rows(batch, rows))
         return hidden.to(_first(parameters).dtype)
 

@@ -77,10 +77,9 @@ class Program(Protocol):
 
 
 def check_rows(rows: Tensor, batch: PackedBatch) -> Tensor:
-    """Rows on the batch's device; raises unless they are its tokens, in strictly ascending order.
+    """Rows on the CPU; raises unless they are the batch's tokens, in strictly ascending order.
 
     The host looks at them; where they are on a GPU it waits for all that is queued before them.
-    Rows on the CPU for a batch on a GPU are copied there, and nobody waits for anything.
 
     Args:
         rows: int64 or int32 [R] on the batch's device or on the CPU; R may be 0.
@@ -100,7 +99,8 @@ def check_rows(rows: Tensor, batch: PackedBatch) -> Tensor:
             f"rows: on {rows.device}, but the batch is on {batch.device}; they may be there or on "
             "the CPU"
         )
-    values, tokens = rows.cpu().numpy(), batch.num_tokens
+    here, tokens = rows.cpu(), batch.num_tokens
+    values = here.numpy()
     falls = values[1:] <= values[:-1]
     if falls.any():
         where = int(falls.argmax()) + 1
@@ -112,10 +112,7 @@ def check_rows(rows: Tensor, batch: PackedBatch) -> Tensor:
         if value.size and not 0 <= value[0] < tokens:
             allowed = f"0 to {tokens - 1}, the batch's tokens," if tokens else "of no tokens none"
             raise ValueError(f"rows: got {value[0]}; {allowed} is allowed")
-    if rows.device != batch.device and batch.device.type == "cuda":
-        # From memory that is not pinned the copy would wait for the GPU.
-        return rows.pin_memory().to(batch.device, non_blocking=True)
-    return rows.to(batch.device)
+    return here
 
 
 class Backend(Protocol):

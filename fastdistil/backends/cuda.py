@@ -15,7 +15,7 @@ that is how it is tested where there is no GPU.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -83,7 +83,7 @@ class CudaProgram:
             self._buffers = self._plan.buffers
             counts = self._buffers.sequences + 1
             self._counts = torch.arange(counts, dtype=torch.int32, device=device)
-        self._steps: dict[_Key, list[Step]] = {}
+        self._steps: dict[Hashable, list[Step]] = {}
         self._graphs = GraphCache(device) if options.cuda_graphs and _is_gpu(device) else None
         self._lock = threading.Lock()
         # Whose work the buffers and weights are waiting for: so far, that of making them.
@@ -138,19 +138,34 @@ class CudaProgram:
             )
             if self._run_at_once(batch, hidden=out):
                 return out
-            for piece, buffers in self._forward(batch):
-                out[piece.tokens].copy_(buffers.hidden(piece.count))
+            for piece, plan in self._forward(batch):
+                out[piece.tokens].copy_(plan.buffers.hidden(piece.count))
         return out
 
     def run_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
-        """Last hidden states [R, D] of some tokens, picked on the GPU out of all that `run` gives.
+        """Last hidden states [R, D] of some tokens.
+
+        After the last attention no row needs another: from there on only these are computed. Where
+        the low-latency kernel may run (deterministic=False) they are picked out of all.
 
         The host looks at the rows before anything runs. Best they are on the CPU: for rows on the
         GPU it waits for all that is queued before them.
         """
-        there = check_rows(rows, batch)
+        wanted = check_rows(rows, batch)
+        there = _moved(wanted, batch.device)
         with torch.no_grad():
-            return self.run(batch).index_select(0, there)
+            if self._latency is not None or not self._weights.layers:
+                return self.run(batch).index_select(0, there)
+            size = (len(wanted), self._config.hidden_size)
+            out = torch.empty(size, dtype=self._dtype, device=self._device)
+            for piece, plan in self._forward(batch, narrowed=True):
+                ends = [piece.tokens.start, piece.tokens.stop]
+                first, last = np.searchsorted(wanted.numpy(), ends).tolist()
+                if first < last:
+                    self._narrow(plan, there[first:last] - piece.tokens.start)
+                    self._finish_narrowed(plan, last - first)
+                    out[first:last].copy_(plan.buffers.hidden(last - first))
+        return out
 
     def run_pooled(self, batch: PackedBatch, pooling: str, normalize: bool) -> Tensor:
         """One float32 vector per sequence, [B, D]."""
@@ -162,7 +177,8 @@ class CudaProgram:
             out = torch.empty(size, dtype=torch.float32, device=self._device)
             if self._run_at_once(batch, pooled=out, pooling=pooling, normalize=normalize):
                 return out
-            for piece, buffers in self._forward(batch):
+            for piece, plan in self._forward(batch):
+                buffers = plan.buffers
                 vectors = out[piece.sequences]
                 cu_seqlens = buffers.cu_seqlens[: len(vectors) + 1]
                 if piece.count == 0:
@@ -191,7 +207,8 @@ class CudaProgram:
 
     def launches(self, tokens: int, max_seqlen: int, segments: bool = False) -> list[Step]:
         """The steps of a forward of that size, over this program's own buffers."""
-        return self._steps_of(_key(tokens, 1, max_seqlen, segments, self._tokens))
+        key = _key(tokens, 1, max_seqlen, segments, self._tokens)
+        return self._cached(key, lambda: self._whole_steps(self._plan, key))
 
     def _latency_of(self, weights: EncoderWeights) -> tuple[LatencyEncoder | None, str | None]:
         """The encoder for few tokens, or why there is none."""
@@ -232,19 +249,22 @@ class CudaProgram:
             raise ValueError(f"batch: on {batch.device}, but the weights are on {self._device}")
         return validate(batch, self._config).cu_seqlens
 
-    def _steps_of(self, key: _Key) -> list[Step]:
+    def _cached(self, key: Hashable, make: Callable[[], list[Step]]) -> list[Step]:
+        """Steps over the program's own buffers, made once for a key."""
         steps = self._steps.get(key)
         if steps is None:
             if len(self._steps) >= _MOST_PLANS:
                 self._steps.clear()
-            steps = self._steps[key] = self._new_steps(self._plan, key)
+            steps = self._steps[key] = self._compiled(make())
         return steps
 
-    def _new_steps(self, plan: ForwardPlan, key: _Key) -> list[Step]:
-        """A plan's steps, compiled: when they run one by one, they would be compiled so too."""
+    def _whole_steps(self, plan: ForwardPlan, key: _Key) -> list[Step]:
+        return self._chain(plan.buffers, key) or plan.steps(*key)
+
+    def _compiled(self, steps: list[Step]) -> list[Step]:
+        """The same, compiled: when they run one by one, they would be compiled so too."""
         from ..kernels.launch import Launch, compile_all
 
-        steps = self._chain(plan.buffers, key) or plan.steps(*key)
         if _is_gpu(self._device):
             compile_all((step for step in steps if isinstance(step, Launch)), self._device)
         return steps
@@ -272,8 +292,13 @@ class CudaProgram:
         deterministic = self._options.deterministic
         return ForwardPlan(self._config, self._weights, buffers, self._settings, deterministic)
 
-    def _forward(self, batch: PackedBatch) -> Iterator[tuple[_Piece, Buffers]]:
-        """Run a batch in one or more turns; a turn's buffers must be read before the next."""
+    def _forward(
+        self, batch: PackedBatch, narrowed: bool = False
+    ) -> Iterator[tuple[_Piece, ForwardPlan]]:
+        """Run a batch in one or more turns; a turn's buffers must be read before the next.
+
+        `narrowed`: only as far as the last attention.
+        """
         pieces = cut(self._check(batch), self._tokens)
         with self._lock, on_device(self._device):
             self._take_over()
@@ -283,8 +308,8 @@ class CudaProgram:
                 plan = self._plan if fits else self._plan_over(bucket_of(piece.count))
                 if piece.count:
                     self._copy_in(batch, piece, plan.buffers)
-                    self._compute(plan, piece, batch.segment_ids is not None)
-                yield piece, plan.buffers
+                    self._compute(plan, piece, batch.segment_ids is not None, narrowed)
+                yield piece, plan
 
     def _take_over(self) -> None:
         """Have the current stream wait for what another one still does with buffers and weights.
@@ -318,14 +343,32 @@ class CudaProgram:
         places += [buffers.cu_seqlens[: sequences + 1], buffers.num_sequences]
         torch._foreach_copy_(places, given)  # one kernel copies them all
 
-    def _compute(self, plan: ForwardPlan, piece: _Piece, segments: bool) -> None:
+    def _compute(self, plan: ForwardPlan, piece: _Piece, segments: bool, narrowed: bool) -> None:
         sequences = piece.sequences.stop - piece.sequences.start
         capacity = plan.buffers.sequences
         key = _key(piece.count, sequences, piece.max_seqlen, segments, capacity)
-        if plan is not self._plan:
-            steps = self._new_steps(plan, key)
+        if narrowed:
+            self._run_steps(plan, ("narrowed", key), lambda: plan.steps_to_last_attention(*key))
         else:
-            steps = self._steps_of(key)
+            self._run_steps(plan, key, lambda: self._whole_steps(plan, key))
+
+    def _narrow(self, plan: ForwardPlan, rows: Tensor) -> None:
+        """Moves what the last attention gave for some rows, and their states, to the front."""
+        buffers, count = plan.buffers, len(rows)
+        for states in (buffers.context, buffers.hidden):
+            states(count).copy_(states(buffers.tokens).index_select(0, rows))
+
+    def _finish_narrowed(self, plan: ForwardPlan, rows: int) -> None:
+        size = bucket_of(rows)
+        steps = plan.steps_after_last_attention
+        self._run_steps(plan, ("after the last attention", size), lambda: steps(size))
+
+    def _run_steps(self, plan: ForwardPlan, key: Hashable, make: Callable[[], list[Step]]) -> None:
+        """Queues steps over a plan's buffers; over the program's own as a graph, made once."""
+        if plan is not self._plan:
+            steps = self._compiled(make())
+        else:
+            steps = self._cached(key, make)
             if self._graphs is not None:
                 self._graphs.run(key, steps)
                 return
@@ -462,6 +505,11 @@ def _device_problem(device: torch.device) -> str | None:
         name = torch.cuda.get_device_name(device)
         return f"it needs compute capability {need} or newer; {name} has {have}"
     return None
+
+
+def _moved(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows on the device, without a wait: from memory that is not pinned a copy waits for it."""
+    return rows.pin_memory().to(device, non_blocking=True) if _is_gpu(device) else rows
 
 
 def _powers_of_two(most: int) -> list[int]:

@@ -179,11 +179,24 @@ class ForwardPlan:
             max_seqlen: the longest sequence, rounded up.
             segments: whether segment ids are given.
         """
+        steps = self.steps_to_last_attention(tokens, sequences, max_seqlen, segments)
+        return [*steps, *self.steps_after_last_attention(tokens)]
+
+    def steps_to_last_attention(
+        self, tokens: int, sequences: int, max_seqlen: int, segments: bool
+    ) -> list[Step]:
+        """The first part of `steps`: as far as every row may need every other."""
         steps = [self._embed(tokens, segments)]
-        for layer in self.weights.layers:
+        for number, layer in enumerate(self.weights.layers):
+            if number:
+                steps += self._after_attention(self.weights.layers[number - 1], tokens)
             steps += self._attention(layer, tokens, sequences, max_seqlen)
-            steps += self._feed_forward(layer, tokens)
         return steps
+
+    def steps_after_last_attention(self, rows: int) -> list[Step]:
+        """The rest, each row by itself: over the first rows of `context` and `hidden`, whichever
+        tokens' they are."""
+        return self._after_attention(self.weights.layers[-1], rows) if self.weights.layers else []
 
     def _embed(self, tokens: int, segments: bool) -> Step:
         from ..kernels.embedding import embed_layernorm_launch
@@ -207,12 +220,11 @@ class ForwardPlan:
     def _attention(
         self, layer: LayerWeights, tokens: int, sequences: int, max_seqlen: int
     ) -> list[Step]:
-        """Q, K and V; attention; the output projection; residual and LayerNorm."""
+        """Q, K and V; attention."""
         from ..kernels.attention import attention_launch
 
         config, buffers = self.config, self.buffers
         hidden, context = buffers.hidden(tokens), buffers.context(tokens)
-        update = buffers.update(tokens)
         qkv = buffers.wide(tokens, 3 * config.hidden_size)
         attend = attention_launch(
             qkv.view(tokens, 3, config.num_heads, config.head_dim),
@@ -223,18 +235,17 @@ class ForwardPlan:
             scale_folded=True,
             num_sequences=buffers.num_sequences,
         )
+        return [*self._linear(hidden, layer.qkv, None, qkv), attend]
+
+    def _after_attention(self, layer: LayerWeights, rows: int) -> list[Step]:
+        """The output projection, the two linear layers with the activation between; residual and
+        LayerNorm after either."""
+        buffers = self.buffers
+        hidden, context, update = buffers.hidden(rows), buffers.context(rows), buffers.update(rows)
+        inner = buffers.wide(rows, self.config.intermediate_size)
         return [
-            *self._linear(hidden, layer.qkv, None, qkv),
-            attend,
             *self._linear(context, layer.out, None, update),
             self._add_and_norm(update, layer.attention_norm, hidden),
-        ]
-
-    def _feed_forward(self, layer: LayerWeights, tokens: int) -> list[Step]:
-        """The two linear layers with the activation between; residual and LayerNorm."""
-        hidden, update = self.buffers.hidden(tokens), self.buffers.update(tokens)
-        inner = self.buffers.wide(tokens, self.config.intermediate_size)
-        return [
             *self._linear(hidden, layer.inner, self.config.activation, inner),
             *self._linear(inner, layer.outer, None, update),
             self._add_and_norm(update, layer.output_norm, hidden),

@@ -149,7 +149,7 @@ class ReferenceProgram:
 
     def run_rows(self, batch: PackedBatch, rows: Tensor) -> Tensor:
         """Last hidden states [R, D] of some tokens, by definition: those that `run` gives them."""
-        there = check_rows(rows, batch)
+        there = check_rows(rows, batch).to(batch.device)
         with torch.no_grad():
             return self.run(batch).index_select(0, there)
 

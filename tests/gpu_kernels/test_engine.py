@@ -97,15 +97,20 @@ def test_pools(device: torch.device, pooling: str, normalize: bool) -> None:
     torch.testing.assert_close(got.double().cpu(), want.double(), rtol=1e-4, atol=1e-4)
 
 
-def test_rows_are_those_of_a_whole_forward(device: torch.device) -> None:
-    model = model_of(tiny("distilbert"), device, "fp32")
-    batch = batch_of(model.config, LENGTHS, device)
-    rows = torch.arange(0, batch.num_tokens, 3)
+@pytest.mark.usefixtures("ordered_sums")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_are_those_of_a_whole_forward(device: torch.device, precision: str) -> None:
+    """To the bit: the rows go through the same kernels in other places."""
+    model = model_of(tiny(), device, precision)
+    batch = batch_of(model.config, LENGTHS, device, segments=precision == "bf16")
     whole = model.forward_packed(batch)
-    assert torch.equal(model.forward_rows(batch, rows.to(device)), whole[rows.to(device)])
-    assert torch.equal(model.forward_rows(batch, rows), whole[rows.to(device)])
+    first = batch.cu_seqlens[:-1][batch.cu_seqlens.diff() > 0].to(torch.int64)
+    some = torch.arange(0, batch.num_tokens, 3)
+    assert torch.equal(model.forward_rows(batch, first), whole[first])
+    assert torch.equal(model.forward_rows(batch, some), whole[some.to(device)])
+    assert model.forward_rows(batch, some[:0]).shape == (0, model.config.hidden_size)
     with pytest.raises(ValueError, match="rows: got"):
-        model.forward_rows(batch, rows + batch.num_tokens)
+        model.forward_rows(batch, some + batch.num_tokens)
 
 
 def test_the_model_without_layers(device: torch.device) -> None:
@@ -157,6 +162,8 @@ def test_large_batches_go_in_turns(device: torch.device, monkeypatch: pytest.Mon
     assert isinstance(program, CudaProgram)
     monkeypatch.setattr(program, "_tokens", 32)
     assert torch.equal(in_turns.forward_packed(batch), want)
+    rows = torch.arange(1, batch.num_tokens, 7)
+    assert torch.equal(in_turns.forward_rows(batch, rows), want[rows.to(device)])
     assert torch.equal(in_turns.encode_packed(batch), vectors)
 
 
