@@ -29,6 +29,7 @@ from typing import Any
 from benchmarks.command import add_json_option, add_quick_option, command_parser, save
 from benchmarks.corpora import load_corpus, minilm_folder, real_sentences
 from fastdistil import Encoder
+from fastdistil.backends.threads import use_threads
 from fastdistil.bench import timing
 from fastdistil.bench.environment import describe, environment
 from fastdistil.bench.tables import markdown_table
@@ -162,8 +163,6 @@ def in_one_process(model: str, source: Path, output: Path, begin: int) -> dict[s
     """The same work by an Encoder of two threads in this process, asked for at time `begin`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from fastdistil.integrations.ray import use_threads
 
     use_threads(ACTORS)
     encoder = Encoder(model)

@@ -264,8 +264,7 @@ def _encode(options: argparse.Namespace) -> int:
 
     columns = (options.text_column, options.id_column)
     check_files(options.input, options.output, options.input_format, *columns)
-    if options.threads is not None:
-        set_threads(options.threads)
+    set_threads(options.threads)
     from .encode_file import encode_file
     from .encoder import Encoder
 
@@ -343,8 +342,7 @@ def _info() -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    if options.threads is not None:
-        set_threads(options.threads)
+    set_threads(options.threads)
     from .bench.command import run
 
     run(options)

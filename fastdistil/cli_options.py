@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from .text_io import INPUT_FORMATS
 
@@ -58,10 +57,9 @@ def devices(text: str) -> str | list[str]:
     return text.split(",") if "," in text else text
 
 
-def set_threads(count: int) -> None:
-    """Threads of the engine, of torch and of the tokenizer. Imports torch."""
-    os.environ["FASTDISTIL_NUM_THREADS"] = str(count)
-    os.environ["RAYON_NUM_THREADS"] = str(count)  # the tokenizer's own
-    import torch
+def set_threads(count: int | None) -> None:
+    """What --threads asks for, if anything. Imports torch."""
+    if count is not None:
+        from .backends.threads import use_threads
 
-    torch.set_num_threads(count)
+        use_threads(count)

@@ -112,8 +112,7 @@ def run(options: argparse.Namespace) -> int:
         name: getattr(options, name) for name in command.given if getattr(options, name) is not None
     }
     _check(options, command)
-    if options.threads is not None:
-        set_threads(options.threads)
+    set_threads(options.threads)
     if options.command == "similar":
         return _similar(options, task_options)
     pipeline = _pipeline(options, command)

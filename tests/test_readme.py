@@ -14,7 +14,7 @@ import pytest
 import fastdistil
 from benchmarks import report
 from benchmarks.sections import models
-from fastdistil import cli
+from fastdistil import cli, task_cli
 from fastdistil.bench import results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,13 +58,23 @@ def test_drop_in_example(classifier: Path, capsys: pytest.CaptureFixture[str]) -
     assert explanation.fallback_calls == 0
 
 
-def test_encoder_example(minilm_folder: Path) -> None:
+def test_vectors_and_labels_example(
+    minilm_folder: Path, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, example = blocks("python")
     assert SENTENCE_MODEL in example
-    vectors = run(example.replace(SENTENCE_MODEL, str(minilm_folder)))["vectors"]
+    assert CLASSIFIER in example
+    example = example.replace(SENTENCE_MODEL, str(minilm_folder))
+    vectors = run(example.replace(CLASSIFIER, str(classifier)))["vectors"]
     assert vectors.shape == (3, 384)
     cosines = vectors @ vectors.T
     assert cosines[0, 1] > cosines[0, 2]
+    assert capsys.readouterr().out.count("'label'") == 2
+
+
+def test_task_commands_are_those_that_there_are() -> None:
+    (listed,) = re.findall(r"`fastdistil (classify [^`]*)`", README)
+    assert listed.split(" | ") == list(task_cli.COMMANDS)
 
 
 def test_file_example(minilm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""How many threads a forward on the CPU uses."""
+"""How many threads a forward on the CPU uses, and how a process is held to a number."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def num_threads() -> int:
             f"FASTDISTIL_NUM_THREADS: got {value!r}; a whole number from 1 up is allowed"
         )
     return min(wanted, usable_cpus())
+
+
+def use_threads(count: int) -> None:
+    """Holds this process to so many threads: the engine, torch, and the tokenizer (which reads its
+    variable once, at its first text)."""
+    os.environ["FASTDISTIL_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(count)
+    torch.set_num_threads(count)
 
 
 def usable_cpus() -> int:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -189,6 +188,8 @@ class _Model:
             threads = assigned[0] if threads is None else threads
             device = assigned[1] if device is None else device
         if threads is not None:
+            from fastdistil.backends.threads import use_threads
+
             use_threads(threads)
         with _LOADING:
             return _loaded(pickle.dumps((self.load, self.path_or_id, device, self.options)))
@@ -234,15 +235,6 @@ def _checked_threads(threads: int | None) -> int | None:
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1")
     return threads
-
-
-def use_threads(count: int) -> None:
-    """Limits this process: the engine, the tokenizer (which reads it once, at its first text) and
-    torch."""
-    os.environ["FASTDISTIL_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(count)
-    import torch
-
-    torch.set_num_threads(count)
 
 
 def _names(batch: Any) -> list[str]:

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,9 @@ class TaskTokenizer:
         self._max_positions = max_positions
         self._limited: dict[int, TaskTokenizer] = {}
         self._cleans_up = bool(settings.get("clean_up_tokenization_spaces", False))
-        # Three of one kind, because what a tokenizer cuts is part of its state.
+        self._settings = settings
+        # Up to three of one kind, because what a tokenizer cuts is part of its state.
         self._whole = _load(folder, settings)
-        self._pairs = _load(folder, settings)
-        self._pairs.enable_truncation(self.max_length, direction=self.truncation_side)
-        self._texts = TextTokenizer(
-            _load(folder, settings), self.max_length, truncation_side=self.truncation_side
-        )
         self.template = _template(self._whole)
         special = _special_tokens(folder, settings, self._whole)
         self.mask = special["mask"]
@@ -110,6 +107,17 @@ class TaskTokenizer:
         prefix = getattr(self._whole.model, "continuing_subword_prefix", None)
         self.marks_subwords = bool(prefix)
         """Whether a token that continues a word says so ("##ing")."""
+
+    @cached_property
+    def _pairs(self) -> Tokenizer:
+        tokenizer = _load(self.folder, self._settings)
+        tokenizer.enable_truncation(self.max_length, direction=self.truncation_side)
+        return tokenizer
+
+    @cached_property
+    def _texts(self) -> TextTokenizer:
+        tokenizer = _load(self.folder, self._settings)
+        return TextTokenizer(tokenizer, self.max_length, truncation_side=self.truncation_side)
 
     @property
     def vocab_size(self) -> int:
