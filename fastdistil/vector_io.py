@@ -63,10 +63,7 @@ def check_files(
     if format_of_output(output) == "parquet":
         import_pyarrow("writing .parquet")
     check_output(output)
-    if str(source) != STDIN:
-        status = os.stat(source)
-        if os.path.exists(output) and os.path.samestat(status, os.stat(output)):
-            raise UsageError(f"input and output are the same file, {output}")
+    check_input(source, output)
 
 
 def check_output(output: str | Path) -> None:
@@ -82,6 +79,20 @@ def check_output(output: str | Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "is a folder; a file is wanted", str(output))
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, "this folder cannot be written to", str(folder))
+
+
+def check_input(source: str | Path, output: str | Path) -> None:
+    """That there is an input, and that it is not the output.
+
+    Raises:
+        UsageError: both are the same file.
+        OSError: there is no input.
+    """
+    if str(source) == STDIN:
+        return
+    status = os.stat(source)
+    if os.path.exists(output) and os.path.samestat(status, os.stat(output)):
+        raise UsageError(f"input and output are the same file, {output}")
 
 
 def write_vectors(

@@ -30,6 +30,7 @@ from ..overlap import overlapped
 from ..progress import Progress
 from ..tokenization import TokenizedTexts
 from .heads import Head
+from .labels import Labels, read_labels
 from .model import Finish, TaskModel
 from .tokens import Piece, TaskTokenizer
 
@@ -298,6 +299,20 @@ class TaskPipeline(ABC, Generic[OptionsT]):
                 chunk, characters = [], 0
         if chunk:
             yield chunk
+
+
+class LabellingPipeline(TaskPipeline[OptionsT]):
+    """A task whose head has a name for each of its outputs.
+
+    Attributes:
+        labels: the names, from config.json.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *args: Any, **kwargs: Any) -> None:
+        super().__init__(checkpoint, *args, **kwargs)
+        assert self.model.head is not None
+        source = str(checkpoint.folder / "config.json")
+        self.labels: Labels = read_labels(self.model.config, self.model.head.outputs, source)
 
 
 def check_text(one: Any, name: str) -> str:

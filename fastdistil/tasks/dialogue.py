@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from ..tokenization import TextTokenizer, replace_lone_surrogates
 from .reply_index import ReplyIndex, checked_strings, unit_vectors
@@ -165,9 +164,7 @@ class _NewestText:
     """The end of a text, as much of it as a model reads."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        # A copy: the encoder's own cuts behind, and other threads use it meanwhile.
-        self._tokenizer = Tokenizer.from_str(tokenizer._tokenizer.to_str())
-        self._tokenizer.no_truncation()
+        self._tokenizer = tokenizer.uncut()  # the encoder's own cuts behind
         self._room = tokenizer.max_length - self._tokenizer.num_special_tokens_to_add(False)
 
     def __call__(self, texts: Sequence[str], part: int = 1) -> list[str]:

@@ -23,7 +23,7 @@ from ..progress import Progress
 from ..shard_plan import IdSpool, Plan, full_disk_explained, plans
 from ..shards import TEMPORARY, Shard, ShardStore, atomic_file
 from ..text_io import UsageError, format_of_input, open_records
-from ..vector_io import check_output
+from ..vector_io import check_input, check_output
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,7 @@ def check_task_files(
     if Path(output).suffix.lower() != ".jsonl":
         raise UsageError(f"results are JSON lines: {str(output)!r} should end in .jsonl")
     check_output(output)
-    if str(source) != "-":
-        status = os.stat(source)
-        if os.path.exists(output) and os.path.samestat(status, os.stat(output)):
-            raise UsageError(f"input and output are the same file, {output}")
+    check_input(source, output)
 
 
 def _settings(

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from ..batch_stream import Vectors, joined
 from ..checkpoint import Checkpoint
 from ..tokenization import TokenizedTexts
-from .base import Prepared, TaskPipeline, first_tokens_read, refuse_cut
+from .base import LabellingPipeline, Prepared, first_tokens_read, refuse_cut
 from .heads import Head, sequence_classification_head
-from .labels import Labels, read_labels
+from .labels import Labels
 from .tokens import TaskTokenizer
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
@@ -54,7 +54,7 @@ class TextClassificationOptions:
             )
 
 
-class TextClassificationPipeline(TaskPipeline[TextClassificationOptions]):
+class TextClassificationPipeline(LabellingPipeline[TextClassificationOptions]):
     """Labels of texts.
 
     An input is a string, or {"text": ..., "text_pair": ...} for a pair, longer texts cut first. A
@@ -65,12 +65,6 @@ class TextClassificationPipeline(TaskPipeline[TextClassificationOptions]):
     task = "text-classification"
     options_type = TextClassificationOptions
     wanted_input = 'a string, or {"text": ..., "text_pair": ...}'
-
-    def __init__(self, checkpoint: Checkpoint, *args: Any, **kwargs: Any) -> None:
-        super().__init__(checkpoint, *args, **kwargs)
-        assert self.model.head is not None
-        source = str(checkpoint.folder / "config.json")
-        self.labels: Labels = read_labels(self.model.config, self.model.head.outputs, source)
 
     def build_head(self, checkpoint: Checkpoint) -> Head:
         return sequence_classification_head(checkpoint)

@@ -16,10 +16,9 @@ from tokenizers import Encoding
 
 from ..batch_stream import Vectors
 from ..checkpoint import Checkpoint
-from .base import Prepared, TaskPipeline, check_text
+from .base import LabellingPipeline, Prepared, check_text
 from .entities import STRATEGIES, TaggedToken, entities_of, merge_overlapping
 from .heads import Head, token_classification_head
-from .labels import Labels, read_labels
 from .text_classification import softmax
 from .tokens import valid_texts, windows
 
@@ -80,7 +79,7 @@ class _Text:
     windows: list[tuple[int, int]]
 
 
-class TokenClassificationPipeline(TaskPipeline[TokenClassificationOptions]):
+class TokenClassificationPipeline(LabellingPipeline[TokenClassificationOptions]):
     """Entities of texts.
 
     An input is a string (or a list of words, see `is_split_into_words`). A result is a list:
@@ -91,12 +90,6 @@ class TokenClassificationPipeline(TaskPipeline[TokenClassificationOptions]):
 
     task = "token-classification"
     options_type = TokenClassificationOptions
-
-    def __init__(self, checkpoint: Checkpoint, *args: Any, **kwargs: Any) -> None:
-        super().__init__(checkpoint, *args, **kwargs)
-        assert self.model.head is not None
-        source = str(checkpoint.folder / "config.json")
-        self.labels: Labels = read_labels(self.model.config, self.model.head.outputs, source)
 
     def build_head(self, checkpoint: Checkpoint) -> Head:
         return token_classification_head(checkpoint)

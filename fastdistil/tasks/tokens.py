@@ -96,11 +96,16 @@ class TaskTokenizer:
         # Up to three of one kind, because what a tokenizer cuts is part of its state.
         self._whole = _load(folder, settings)
         self.template = _template(self._whole)
-        special = _special_tokens(folder, settings, self._whole)
-        self.mask = special["mask"]
-        self.pad = special["pad"]
-        self.unknown = special["unk"]
-        self.first = special["cls"]
+        special = self.template.single_size
+        if self.max_length <= special:
+            raise ValueError(
+                f"max_length is {self.max_length}, but the tokenizer itself adds {special} tokens "
+                f"to every text: it must be at least {special + 1}"
+            )
+        ids = _special_tokens(folder, settings, self._whole)
+        self.mask, self.pad, self.unknown, self.first = (
+            ids[role] for role in ("mask", "pad", "unk", "cls")
+        )
         self.special_ids = frozenset(
             id for id, token in self._whole.get_added_tokens_decoder().items() if token.special
         )

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from ..batch_stream import Vectors
 from ..checkpoint import Checkpoint
-from .base import Prepared, TaskPipeline, check_text
+from .base import LabellingPipeline, Prepared, check_text
 from .heads import Head, sequence_classification_head
-from .labels import Labels, read_labels
 from .text_classification import softmax
 from .tokens import Piece
 
@@ -73,7 +72,7 @@ def _takes_a_label(template: Any) -> bool:
         return False
 
 
-class ZeroShotClassificationPipeline(TaskPipeline[ZeroShotClassificationOptions]):
+class ZeroShotClassificationPipeline(LabellingPipeline[ZeroShotClassificationOptions]):
     """Labels that the checkpoint never saw, by entailment.
 
     An input is a string. A result is {"sequence": the text, "labels": the labels, the likeliest
@@ -85,15 +84,13 @@ class ZeroShotClassificationPipeline(TaskPipeline[ZeroShotClassificationOptions]
 
     def __init__(self, checkpoint: Checkpoint, *args: Any, **kwargs: Any) -> None:
         super().__init__(checkpoint, *args, **kwargs)
-        assert self.model.head is not None
-        source = str(checkpoint.folder / "config.json")
-        self.labels: Labels = read_labels(self.model.config, self.model.head.outputs, source)
         entailment = self.labels.starting_with("entail")
         if entailment is None or len(self.labels) < 2:
             raise ValueError(
-                f"{source}: none of the labels {', '.join(map(repr, self.labels.names))} begins "
-                "with 'entail'; zero-shot-classification needs a model trained on entailment, "
-                "whose id2label says which output that is"
+                f"{checkpoint.folder / 'config.json'}: none of the labels "
+                f"{', '.join(map(repr, self.labels.names))} begins with 'entail'; "
+                "zero-shot-classification needs a model trained on entailment, whose id2label says "
+                "which output that is"
             )
         self._entailment = entailment
         self._contradiction = len(self.labels) - 1 if entailment == 0 else 0
