@@ -67,7 +67,7 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (by default the process's) and returns its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parsed(parser, arguments)
     try:
         if options.command == "info":
             return _info()
@@ -91,6 +91,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"fastdistil: error: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """A command line's options, where texts may stand on either side of an option.
+
+    argparse takes texts that follow an option for too many, if there were none before it.
+    """
+    options, rest = parser.parse_known_args(arguments)
+    texts = getattr(options, "texts", None)
+    if rest and (not isinstance(texts, list) or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.texts = [*texts, *rest]
+    return options
 
 
 def _resumes(options: argparse.Namespace) -> bool:

@@ -9,7 +9,6 @@ and an interrupted run continues. Imports torch only when there is work for it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from .cli_options import (
     positive,
     set_threads,
 )
-from .text_io import STDIN, RecordId, UsageError, format_of_input, open_records
+from .text_io import STDIN, InputError, RecordId, UsageError, format_of_input, open_records
 
 _SENTENCES = "sentence-transformers/all-MiniLM-L6-v2"
 _EXAMPLES = {
@@ -156,6 +155,10 @@ def _check(options: argparse.Namespace, command: _Command) -> None:
                 "--output is for files of many texts: .jsonl, .csv or .parquet; a .txt file is "
                 "one text here"
             )
+        if options.output is not None:
+            from .tasks.task_file import check_task_files
+
+            check_task_files(options.file, options.output, options.input_format, *columns)
 
 
 def _pipeline(options: argparse.Namespace, command: _Command) -> Any:
@@ -194,9 +197,15 @@ def _records(options: argparse.Namespace, command: _Command) -> Iterator[tuple[R
 
 
 def _whole(file: str) -> str:
-    if file == STDIN:
-        return sys.stdin.buffer.read().decode("utf-8")
-    return Path(file).read_text(encoding="utf-8")
+    """All of a file, its line ends as they are, so that characters count as in the file."""
+    data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; convert "
+            "the file first, for example: iconv -f WINDOWS-1252 -t UTF-8 IN > OUT"
+        ) from None
 
 
 def _question(question: str) -> Callable[[str], dict[str, str]]:
@@ -260,9 +269,21 @@ def _print(
     number: RecordId, text: str, result: Any, options: argparse.Namespace, command: _Command
 ) -> None:
     if options.json or not sys.stdout.isatty():
-        print(json.dumps({"id": number, "result": result}, ensure_ascii=False), flush=True)
+        _print_json({"id": number, "result": result})
     else:
-        print(command.show(text, result), flush=True)
+        _print_shown(command.show(text, result))
+
+
+def _print_json(value: Any) -> None:
+    from .tasks.task_file import json_line
+
+    print(json_line(value, sys.stdout.encoding or "utf-8"), flush=True)
+
+
+def _print_shown(text: str) -> None:
+    """For people: what their terminal cannot show becomes a question mark."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def _similar(options: argparse.Namespace, task_options: dict[str, Any]) -> int:
@@ -275,9 +296,9 @@ def _similar(options: argparse.Namespace, task_options: dict[str, Any]) -> int:
     found = pipeline(source_sentence=options.source, sentences=sentences, **task_options)
     if options.json or not sys.stdout.isatty():
         for each in found:
-            print(json.dumps(each, ensure_ascii=False))
+            _print_json(each)
     elif found:
-        print(command.show(options.source, found))
+        _print_shown(command.show(options.source, found))
     return 0
 
 

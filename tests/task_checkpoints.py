@@ -88,6 +88,7 @@ def write_task_checkpoint(
     positions: int = 64,
     seed: int = 0,
     lowercase: bool = True,
+    more_tokens: int = 0,
     **config: Any,
 ) -> Path:
     """A DistilBERT or BERT checkpoint with a head, and its tokenizer; returns the folder.
@@ -95,6 +96,7 @@ def write_task_checkpoint(
     Args:
         family: "DistilBert" or "Bert".
         head: "ForTokenClassification", "ForMaskedLM"..., or "Model".
+        more_tokens: rows of the word embeddings that the tokenizer does not know.
         config: more for the config: id2label, problem_type...
     """
     transformers = pytest.importorskip("transformers")
@@ -113,7 +115,7 @@ def write_task_checkpoint(
         }
     )
     hf_config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(fast), max_position_embeddings=positions, **sizes, **config
+        vocab_size=len(fast) + more_tokens, max_position_embeddings=positions, **sizes, **config
     )
     model = getattr(transformers, f"{family}{head}")(hf_config).eval()
     randomize(model, seed)

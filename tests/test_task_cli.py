@@ -56,6 +56,10 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+class Interrupted(Exception):
+    pass
+
+
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
     code = main(arguments)
     return code, *capsys.readouterr()
@@ -184,8 +188,68 @@ def test_results_of_a_file_in_a_file(folder, models, capsys):
     assert not Path("out.jsonl.partial").exists()
 
 
-class Interrupted(Exception):
-    pass
+def test_options_may_stand_between_texts(models, capsys):
+    model = ["--model", models["similar"]]
+    code, out, _ = run(capsys, "similar", "a cat", "--top-k", "2", "two cats", "old", *model)
+    assert (code, len(lines(out))) == (0, 2)
+    model = ["--model", models["answer"]]
+    code, out, _ = run(capsys, "answer", "who", *model, "The cat ran.")
+    assert (code, len(lines(out))) == (0, 1)
+    with pytest.raises(SystemExit):
+        run(capsys, "similar", "a cat", "--top-k", "2", "b", "--no-such-option")
+    with pytest.raises(SystemExit):
+        run(capsys, "info", "more")
+    assert "unrecognized arguments: more" in capsys.readouterr().err
+
+
+def test_characters_of_a_whole_file_are_counted_as_they_are(folder, models, capsys, monkeypatch):
+    data = "\ufeffOne line.\r\nThe river ran past Berlin.\r\n".encode()
+    Path("crlf.txt").write_bytes(data)
+    model = ["--model", models["answer"], "--precision", "fp32"]
+    _, from_file, _ = run(capsys, "answer", "Where?", "-f", "crlf.txt", *model)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    _, from_stdin, _ = run(capsys, "answer", "Where?", "-f", "-", *model)
+    assert from_file == from_stdin
+    answer = lines(from_file)[0]["result"]
+    text = data.decode("utf-8-sig")
+    assert text[answer["start"] : answer["end"]] == answer["answer"]
+    Path("latin.txt").write_bytes(b"caf\xe9")
+    code, _, err = run(capsys, "answer", "Where?", "-f", "latin.txt", *model)
+    assert code == 1
+    assert "latin.txt: byte 0xe9 at offset 3 is not UTF-8" in err
+
+
+def test_results_that_hold_lone_surrogates(folder, models, capsys):
+    Path("odd.jsonl").write_text('{"text": "bad \\ud800 text"}\n')
+    arguments = ["classify", "-f", "odd.jsonl", "--labels", "a,b", "--model", models["entail"]]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    assert lines(out)[0]["result"]["sequence"] == "bad \ud800 text"
+    entail = fastdistil.pipeline("zero-shot-classification", models["entail"])
+    run_file(entail, "odd.jsonl", "out.jsonl", candidate_labels=["a", "b"])
+    written = lines(Path("out.jsonl").read_text(encoding="utf-8"))
+    assert written[0]["result"]["sequence"] == "bad \ud800 text"
+
+
+def test_what_is_made_of_a_text_decides_what_is_taken_over(folder, models, monkeypatch):
+    monkeypatch.setattr(shard_plan, "SHARD_ROWS", 2)
+    Path("pairs.txt").write_text("cat\tmen play\n" * 4)
+    classify = fastdistil.pipeline("text-classification", models["classify"], precision="fp32")
+    made = []
+
+    def first_part(text: str) -> dict[str, str]:
+        made.append(text)
+        if len(made) == 3:
+            raise Interrupted
+        one, other = text.split("\t")
+        return {"text": one, "text_pair": other}
+
+    with pytest.raises(Interrupted):
+        run_file(classify, "pairs.txt", "out.jsonl", make_input=first_part)
+    done = run_file(classify, "pairs.txt", "out.jsonl", make_input=lambda text: text.split("\t")[1])
+    assert (done.rows, done.resumed) == (4, 0)
+    want = classify(["men play"] * 4)
+    assert close([one["result"] for one in lines(Path("out.jsonl").read_text())], want)
 
 
 def test_an_interrupted_run_continues(folder, models, monkeypatch):
@@ -229,6 +293,7 @@ def test_an_interrupted_run_continues(folder, models, monkeypatch):
         (["classify", "a", "-f", "in.txt"], 2, "as arguments or from in.txt, not both"),
         (["classify", "a", "-o", "out.jsonl"], 2, "--output is for texts from a file"),
         (["classify", "-f", "in.txt", "-o", "out.csv"], 2, "should end in .jsonl"),
+        (["classify", "-f", "in.txt", "-o", "no/out.jsonl"], 1, "no such folder to write to"),
         (["classify", "-f", "absent.txt"], 1, "absent.txt: no such file"),
         (["classify", "-f", "in.doc"], 2, "cannot tell the format"),
         (["classify", "a", "--hypothesis-template", "{}"], 2, "is for --labels"),

@@ -43,12 +43,35 @@ def test_the_seed_decides_and_nothing_else_in_the_call(generate):
     together = generate(prompts, length=5, num_return_sequences=2, seed=3, temperature=1.5)
     assert [len(each) for each in together] == [2, 2, 2, 2]
     assert together == generate(prompts, length=5, num_return_sequences=2, seed=3, temperature=1.5)
-    # The first prompt's texts are the same alone; later ones are drawn by their place in the call.
-    assert together[0] == generate(
-        prompts[0], length=5, num_return_sequences=2, seed=3, temperature=1.5
-    )
+    for prompt, texts in zip(prompts, together, strict=True):
+        alone = generate(prompt, length=5, num_return_sequences=2, seed=3, temperature=1.5)
+        assert alone == texts
     assert together != generate(prompts, length=5, num_return_sequences=2, seed=4, temperature=1.5)
     assert together[0][0] != together[0][1]
+
+
+def test_a_short_template_in_long_company(generate):
+    """It is written in as many passes as alone."""
+    template = "a [MASK] b [MASK] c [MASK]."
+    for seed in range(5):
+        alone = generate(template, seed=seed)
+        assert generate([template, "hello"], seed=seed)[0] == alone
+
+
+def test_words_of_the_template_stay_whole(generate):
+    """Whatever top_k: candidates that go on with a word of the template are passed over."""
+    for template in ("The river [MASK] on", "boat [MASK]", "Title:\n\n[MASK] end"):
+        for seed in range(20):
+            [one] = generate(template, top_k=1, seed=seed, temperature=2.0)
+            assert one["generated_text"].startswith(template.partition("[MASK]")[0].rstrip(" "))
+            word = template.split()[0]
+            assert one["generated_text"].split()[0].rstrip(".,;:!?)'") == word.rstrip(":")
+
+
+def test_a_model_that_knows_more_tokens_than_the_tokenizer(tmp_path):
+    folder = write_task_checkpoint(tmp_path, "DistilBert", "ForMaskedLM", more_tokens=60)
+    generate = fastdistil.pipeline("text-generation", folder, precision="fp32")
+    assert generate("The river", length=3, top_k=2000, temperature=30.0)
 
 
 def test_temperature_zero_takes_the_likeliest(generate):

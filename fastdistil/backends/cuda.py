@@ -158,6 +158,9 @@ class CudaProgram:
                 return self.run(batch).index_select(0, there)
             size = (len(wanted), self._config.hidden_size)
             out = torch.empty(size, dtype=self._dtype, device=self._device)
+            if not len(wanted):
+                self._check(batch)
+                return out
             for piece, plan in self._forward(batch, narrowed=True):
                 ends = [piece.tokens.start, piece.tokens.stop]
                 first, last = np.searchsorted(wanted.numpy(), ends).tolist()

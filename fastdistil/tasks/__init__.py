@@ -142,12 +142,13 @@ def _of_vectors(
     tokenizer: Any,
 ) -> Any:
     from ..encoder import Encoder
+    from .base import WITHOUT_EFFECT
 
     if tokenizer is not None:
         raise ValueError(f"tokenizer: {task} uses the checkpoint's own")
     pooling = {k: options[k] for k in ("pooling", "normalize") if k in options}
     encoder = Encoder(folder, max_length=max_length, batch_tokens=batch_tokens, **pooling, **engine)
-    rest = {k: v for k, v in options.items() if k not in pooling}
+    rest = {k: v for k, v in options.items() if k not in pooling and k not in WITHOUT_EFFECT}
     return _load(_OF_VECTORS[task])(encoder, **rest)
 
 

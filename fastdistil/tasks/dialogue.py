@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenization import TextTokenizer, replace_lone_surrogates
+from .base import WITHOUT_EFFECT
 from .reply_index import ReplyIndex, checked_strings, unit_vectors
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class DialoguePipeline:
         candidates: Candidates | None = None,
         top_k: int | None = None,
         rerank: int | None = None,
+        **without_effect: Any,
     ) -> Any:
         """The best replies to one conversation or to several.
 
@@ -89,6 +91,7 @@ class DialoguePipeline:
             candidates: the replies to choose from in this call, in place of the pipeline's own.
             top_k: how many replies; 1.
             rerank: how many of the best replies the ranker is asked about; 50. At least `top_k`.
+            without_effect: `batch_size` and `num_workers`, for transformers' sake.
 
         Returns:
             for one conversation a list of {"reply": str, "score": float, "index": its place among
@@ -99,6 +102,8 @@ class DialoguePipeline:
             TypeError: something that is no conversation, or candidates that are not strings.
             ValueError: no candidates; a conversation without utterances; an option below 1.
         """
+        if unknown := sorted(without_effect.keys() - WITHOUT_EFFECT):
+            raise TypeError(f"{unknown[0]} is not an option; there are rerank, top_k")
         index = self.index if candidates is None else self._index(candidates)
         if index is None or len(index) == 0:
             raise ValueError("candidates: there are none; give at least one reply to choose from")

@@ -111,6 +111,11 @@ class FillMaskPipeline(TaskPipeline[FillMaskOptions]):
         without = np.flatnonzero(prepared.rows_of_sequences() == 0)
         if without.size:
             text = inputs[without[0]]
+            if self.mask_token in text:
+                raise ValueError(
+                    f"inputs: the {self.mask_token} of {_short(text)!r} lies behind the "
+                    f"{tokenizer.max_length} tokens that are read; cut the text before it"
+                )
             raise ValueError(
                 f"inputs: no {self.mask_token} in {_short(text)!r}; put one where a word is wanted"
             )

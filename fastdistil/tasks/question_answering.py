@@ -78,6 +78,8 @@ class _Asked:
 
     context: str
     encoding: Encoding
+    offsets: list[tuple[int, int]]
+    """Of the encoding, which would make the list anew each time."""
     windows: list[_Window]
 
 
@@ -148,33 +150,36 @@ class QuestionAnsweringPipeline(TaskPipeline[QuestionAnsweringOptions]):
     ) -> Prepared:
         """The windows of each context beside its question."""
         contexts = list(dict.fromkeys(context for _, context in inputs))
-        encoded = dict(zip(contexts, self.tokenizer.plain(contexts), strict=True))
+        encoded = {
+            context: (encoding, encoding.offsets, encoding.ids)
+            for context, encoding in zip(contexts, self.tokenizer.plain(contexts), strict=True)
+        }
         questions = self.tokenizer.plain([question for question, _ in inputs])
         pieces: list[Piece] = []
         asked: list[_Asked] = []
         for (_, context), question in zip(inputs, questions, strict=True):
             ids = question.ids[: options.max_question_len]
-            found = list(self._windows(ids, encoded[context], options))
+            encoding, offsets, context_ids = encoded[context]
+            found = list(self._windows(ids, context_ids, options))
             pieces += [piece for piece, _ in found]
-            asked.append(_Asked(context, encoded[context], [window for _, window in found]))
+            asked.append(_Asked(context, encoding, offsets, [window for _, window in found]))
         return self.packed(pieces, len(inputs), asked)
 
     def _windows(
-        self, question: list[int], context: Encoding, options: QuestionAnsweringOptions
+        self, question: list[int], context: list[int], options: QuestionAnsweringOptions
     ) -> Iterator[tuple[Piece, _Window]]:
         template = self.tokenizer.template
         size, stride = self._sizes(options)
         room = size - template.pair_size - len(question)
-        if room < min(stride + 1, max(len(context.ids), 1)):
+        if room < min(stride + 1, max(len(context), 1)):
             raise ValueError(
                 f"question: {len(question)} tokens, which with {template.pair_size} special tokens "
                 f"and a doc_stride of {stride} leaves no room for a context in max_seq_len "
                 f"{size}: give a smaller doc_stride, or a max_question_len"
             )
         before = len(template.pair_prefix) + len(question) + len(template.middle)
-        ids = context.ids
-        for begin, end in windows(len(ids), room, min(stride, room - 1)):
-            piece = self.tokenizer.pair(question, ids[begin:end], ())
+        for begin, end in windows(len(context), room, min(stride, room - 1)):
+            piece = self.tokenizer.pair(question, context[begin:end], ())
             tokens = np.array(piece.ids)
             reads = tokens == (-1 if self.tokenizer.first is None else self.tokenizer.first)
             reads[before : before + end - begin] = True
@@ -205,7 +210,7 @@ class QuestionAnsweringPipeline(TaskPipeline[QuestionAnsweringOptions]):
     def _answers(
         self, asked: _Asked, logits: list[Vectors], options: QuestionAnsweringOptions
     ) -> Any:
-        answers: list[dict[str, Any]] = []
+        found: dict[str, dict[str, Any]] = {}  # by the answer's words, whatever their case
         null_score = 1.0
         # Aligned to words, several spans may become one.
         most = 2 * options.top_k + 10 if options.align_to_words else options.top_k
@@ -221,7 +226,8 @@ class QuestionAnsweringPipeline(TaskPipeline[QuestionAnsweringOptions]):
                 span = _characters(
                     asked, tokens[first], tokens[last], options.align_to_words, tokens
                 )
-                _add(answers, asked.context, span, score)
+                _add(found, asked.context, span, score)
+        answers = list(found.values())
         if options.handle_impossible_answer or not answers:
             score = null_score if options.handle_impossible_answer else 0.0
             answers.append({"score": score, "start": 0, "end": 0, "answer": ""})
@@ -273,8 +279,8 @@ def _characters(
 
     Of a word that the window cuts it has a part, as with transformers.
     """
-    encoding = asked.encoding
-    most_left, most_right = encoding.offsets[window[0]][0], encoding.offsets[window[-1]][1]
+    encoding, offsets = asked.encoding, asked.offsets
+    most_left, most_right = offsets[window[0]][0], offsets[window[-1]][1]
     if align_to_words:
         first_word, last_word = (
             encoding.token_to_word(int(first)),
@@ -284,17 +290,24 @@ def _characters(
             begin, end = encoding.word_to_chars(first_word), encoding.word_to_chars(last_word)
             if begin is not None and end is not None:
                 return max(begin[0], most_left), min(end[1], most_right)
-    return encoding.offsets[first][0], encoding.offsets[last][1]
+    return offsets[first][0], offsets[last][1]
 
 
-def _add(answers: list[dict[str, Any]], context: str, span: tuple[int, int], score: float) -> None:
+def _add(
+    answers: dict[str, dict[str, Any]], context: str, span: tuple[int, int], score: float
+) -> None:
     """One more answer; the same words again add to the score of the first."""
     words = context[span[0] : span[1]]
-    for answer in answers:
-        if answer["answer"].lower() == words.lower():
-            answer["score"] += score
-            return
-    answers.append({"score": score, "start": span[0], "end": span[1], "answer": words})
+    known = answers.get(words.lower())
+    if known is None:
+        answers[words.lower()] = {
+            "score": score,
+            "start": span[0],
+            "end": span[1],
+            "answer": words,
+        }
+    else:
+        known["score"] += score
 
 
 def _asked_apart(question: Any, context: Any) -> Any:

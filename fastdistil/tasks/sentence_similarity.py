@@ -15,7 +15,7 @@ import numpy as np
 
 from ..encoder import Encoder
 from .base import WITHOUT_EFFECT, check_text
-from .vector_task import VectorTask
+from .vector_task import VectorTask, refuse_unknown
 
 # Inputs whose texts are encoded together.
 _GROUP = 256
@@ -79,7 +79,7 @@ class SentenceSimilarityPipeline(VectorTask):
             inputs = {"source_sentence": source_sentence, "sentences": sentences}
         elif source_sentence is not None or sentences is not None:
             raise ValueError("source_sentence and sentences: give them, or inputs, not both")
-        if isinstance(inputs, Mapping):
+        if isinstance(inputs, Mapping | str):  # of a string the message says what is wanted
             return next(self._results(iter([inputs]), chosen))
         results = self._results(iter(inputs), chosen)
         return list(results) if isinstance(inputs, list | tuple) else results
@@ -87,11 +87,7 @@ class SentenceSimilarityPipeline(VectorTask):
     def _options(self, given: Mapping[str, Any]) -> SentenceSimilarityOptions:
         chosen = {k: v for k, v in {**self._defaults, **given}.items() if k not in WITHOUT_EFFECT}
         known = {field.name for field in fields(SentenceSimilarityOptions)}
-        if chosen.keys() - known:
-            raise TypeError(
-                f"{self.task} has no option {', '.join(map(repr, sorted(chosen.keys() - known)))}; "
-                f"it has {', '.join(sorted(known))}"
-            )
+        refuse_unknown(chosen.keys() - known, SentenceSimilarityOptions, self.task)
         return SentenceSimilarityOptions(**chosen)
 
     def _results(self, inputs: Iterator[Any], options: SentenceSimilarityOptions) -> Iterator[Any]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .centrality import Floats, centroid_relevance, choose, lexrank, position_weights
 from .sentence_split import Span, sentence_spans
-from .vector_task import VectorTask
+from .vector_task import VectorTask, refuse_unknown
 
 if TYPE_CHECKING:
     from ..encoder import Encoder
@@ -121,8 +121,7 @@ class SummarizationPipeline(VectorTask):
 
     def __init__(self, encoder: Encoder, **defaults: Any) -> None:
         known = {field.name for field in fields(SummaryOptions)}
-        if unknown := sorted(defaults.keys() - known):
-            raise TypeError(f"{unknown[0]} is not an option; there are {', '.join(sorted(known))}")
+        refuse_unknown(defaults.keys() - known, SummaryOptions, self.task)
         encoder.require_tokenizer()
         self.encoder = encoder
         self._defaults = {name: value for name, value in defaults.items() if value is not None}
@@ -140,7 +139,7 @@ class SummarizationPipeline(VectorTask):
         diversity: float | None = None,
         redundancy: float | None = None,
         min_sentence_words: int | None = None,
-        batch_size: int | None = None,
+        **without_effect: Any,
     ) -> Any:
         """Summaries of documents, each of its own sentences in their own order.
 
@@ -164,7 +163,7 @@ class SummarizationPipeline(VectorTask):
             redundancy: a sentence with so large a cosine with a chosen one is taken only when no
                 other is left; 0.9. 1 turns that off.
             min_sentence_words: sentences with fewer words are taken only when no other is left; 4.
-            batch_size: taken, for transformers' sake, and without effect.
+            without_effect: `batch_size` and `num_workers`, for transformers' sake.
 
         Returns:
             for a string or a list a list of {"summary_text": str, "sentences": indices of the
@@ -175,6 +174,7 @@ class SummarizationPipeline(VectorTask):
             TypeError: documents that are not strings.
             ValueError: an option that makes no sense, or two budgets.
         """
+        refuse_unknown(without_effect, SummaryOptions, self.task)
         given = {
             "method": method,
             "sentences": sentences,

@@ -20,7 +20,7 @@ import numpy as np
 
 from .._version import __version__
 from ..progress import Progress
-from ..shard_plan import IdSpool, Plan, full_disk_explained, plans
+from ..shard_plan import IdSpool, Plan, digest_of, full_disk_explained, plans
 from ..shards import TEMPORARY, Shard, ShardStore, atomic_file
 from ..text_io import UsageError, format_of_input, open_records
 from ..vector_io import check_input, check_output
@@ -57,7 +57,7 @@ def run_file(
         source: .txt (a text a line), .jsonl, .csv or .parquet; "-" is standard input.
         output: a .jsonl file; replaced if it exists.
         input_format, text_column, id_column: as for `fastdistil.encode_file.encode_file`.
-        make_input: makes the task's input of a text; by default the text is it.
+        make_input: makes the task's input of a text, of JSON's types; by default the text is it.
         resume: continue an interrupted run; False begins again.
         show_progress: on stderr; None: if that is a terminal.
         options: the task's.
@@ -90,6 +90,17 @@ def run_file(
     return TaskSummary(output, sum(sizes), resumed, time.monotonic() - started)
 
 
+def json_line(value: Any, encoding: str = "utf-8") -> str:
+    """A value as JSON on one line, in characters that the encoding has: others are escaped, lone
+    surrogates for example."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return line
+
+
 def check_task_files(
     source: str | Path,
     output: str | Path,
@@ -119,8 +130,7 @@ def _settings(
         "task": pipeline.task,
         "model": pipeline.fingerprint(),
         "options": json.loads(json.dumps(options, sort_keys=True, default=str)),
-        # A function cannot be compared with one of another run; what it makes of a text can.
-        "input": "text" if make_input is None else json.dumps(make_input("text"), default=str),
+        "input": "text" if make_input is None else "made of the text",
     }
 
 
@@ -134,20 +144,25 @@ def _worked(
 ) -> Iterator[tuple[Shard, bool]]:
     """What is known about each shard, and whether it was there before."""
     for plan, texts in shards:
-        found = store.find(plan.index, plan.digest)
+        inputs: list[Any] = list(texts)
+        digest = plan.digest
+        if make_input is not None:
+            # A function cannot be compared with one of another run; what it makes can.
+            inputs = [make_input(text) for text in texts]
+            digest = digest_of([json.dumps(one, sort_keys=True, default=str) for one in inputs])
+        found = store.find(plan.index, digest)
         if found is not None:
             progress.skip(plan.rows, plan.end)
             yield found, True
             continue
-        inputs: Iterable[Any] = texts if make_input is None else map(make_input, texts)
         lines: list[str] = []
         for result in pipeline(iter(inputs), **options):
-            lines.append(json.dumps(result, ensure_ascii=False))
+            lines.append(json_line(result))
             here = plan.begin + (plan.end - plan.begin) * len(lines) / plan.rows
             progress.update(1, 0, here)
-        data = "\n".join(lines).encode("utf-8", "surrogatepass")
+        data = "\n".join(lines).encode()
         shard = Shard(plan.rows, 0, 0, 0)
-        store.write(plan.index, plan.digest, np.frombuffer(data, np.uint8), shard)
+        store.write(plan.index, digest, np.frombuffer(data, np.uint8), shard)
         yield shard, False
 
 

@@ -16,6 +16,7 @@ takes a model with a decoder.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _DEFAULT_LENGTH = 20
 _DEFAULT_PASSES = 10
 # Of all positions, how many are drawn again in one pass of "gibbs".
 _GIBBS_PART = 0.3
+# Candidates beside the likeliest top_k, for those of them that do not suit their place.
+_SPARE = 16
 # What stands close to the word before it.
 _CLOSING = re.compile("[.,;:!?)\\]}%\u2019\u201d]+|'\\w*")
 
@@ -52,7 +55,7 @@ class TextGenerationOptions:
         method: "mask-predict" or "gibbs".
         temperature: 0 takes the likeliest token, 1 draws by the model's own probabilities.
         top_k: a token is drawn among the likeliest so many.
-        seed: the same seed gives the same text, whatever else is in the call's batches.
+        seed: the same prompt with the same seed gives the same text, whatever else is in the call.
         num_return_sequences: texts for each prompt.
         return_full_text: False leaves the prompt out of the text, where it has no masks.
     """
@@ -135,7 +138,8 @@ class TextGenerationPipeline(TaskPipeline[TextGenerationOptions]):
         never += [*self.tokenizer.special_ids, *range(len(tokens), vocabulary)]
         self._never = torch.zeros(vocabulary, dtype=torch.bool)
         self._never[never] = True
-        self._continues = np.array([token.startswith("##") for token in tokens])
+        self._continues = np.zeros(vocabulary, np.bool_)
+        self._continues[: len(tokens)] = [token.startswith("##") for token in tokens]
 
     def build_head(self, checkpoint: Checkpoint) -> Head:
         return masked_lm_head(checkpoint)
@@ -147,11 +151,10 @@ class TextGenerationPipeline(TaskPipeline[TextGenerationOptions]):
         self, inputs: Iterable[Any], options: TextGenerationOptions
     ) -> Generator[tuple[list[Any], int], None, None]:
         """As of other tasks, but each chunk goes through the model once a pass."""
-        first = 0
         for chunk in self.chunks(inputs):
             drafts = [
-                self._draft(text, options, (first + index, copy))
-                for index, text in enumerate(chunk)
+                self._draft(text, options, copy)
+                for text in chunk
                 for copy in range(options.num_return_sequences)
             ]
             self._write(drafts, options)
@@ -161,7 +164,6 @@ class TextGenerationPipeline(TaskPipeline[TextGenerationOptions]):
                 for _ in chunk
             ]
             yield results, sum(len(draft.ids) for draft in drafts)
-            first += len(chunk)
 
     def prepare(self, inputs: Sequence[_Draft], options: TextGenerationOptions) -> Prepared:
         """Drafts as sequences, read where they are masks."""
@@ -184,19 +186,20 @@ class TextGenerationPipeline(TaskPipeline[TextGenerationOptions]):
         return prepared.split(rows)
 
     def finish(self, options: TextGenerationOptions) -> Callable[[Tensor], Tensor]:
-        """The likeliest tokens of each row: [R, top_k] log-probabilities, then as many ids.
+        """The likeliest tokens of each row: [R, top_k + _SPARE] log-probabilities, then their ids.
 
         Ids go along as float32, which holds whole numbers up to 2^24.
         """
 
         def candidates(logits: Tensor) -> Tensor:
             allowed = logits.masked_fill(self._never.to(logits.device), -torch.inf)
-            values, ids = allowed.log_softmax(dim=-1).topk(min(options.top_k, logits.shape[1]))
+            most = min(options.top_k + _SPARE, logits.shape[1])
+            values, ids = allowed.log_softmax(dim=-1).topk(most)
             return torch.cat([values, ids.float()], dim=1)
 
         return candidates
 
-    def _draft(self, text: str, options: TextGenerationOptions, number: tuple[int, int]) -> _Draft:
+    def _draft(self, text: str, options: TextGenerationOptions, copy: int) -> _Draft:
         mask = self.tokenizer.token(self.mask)
         given = text.count(mask)
         more = options.length
@@ -222,20 +225,19 @@ class TextGenerationPipeline(TaskPipeline[TextGenerationOptions]):
             places,
             np.full(len(places), -np.inf),
             np.ones(len(places), np.bool_),
-            np.random.default_rng([options.seed, *number]),
+            np.random.default_rng(
+                [options.seed, copy, *hashlib.sha256(template.encode("utf-8", "replace")).digest()]
+            ),
         )
 
     def _write(self, drafts: Sequence[_Draft], options: TextGenerationOptions) -> None:
         """All passes, over all drafts at once."""
-        longest = max((len(draft.places) for draft in drafts), default=0)
-        passes = min(options.passes or _DEFAULT_PASSES, longest)
-        if options.method == "gibbs":
-            passes = options.passes or _DEFAULT_PASSES
-        for done in range(1, passes + 1):
+        passes = [_passes(draft, options) for draft in drafts]
+        for done in range(1, max(passes, default=0) + 1):
             self._one_pass([draft for draft in drafts if draft.masked.any()], options)
-            if done < passes:
-                for draft in drafts:
-                    _mask_again(draft, options.method, passes - done, passes)
+            for draft, own in zip(drafts, passes, strict=True):
+                if done < own:
+                    _mask_again(draft, options.method, own - done, own)
                     draft.ids[draft.places[draft.masked]] = self.mask
 
     def _one_pass(self, drafts: Sequence[_Draft], options: TextGenerationOptions) -> None:
@@ -259,6 +261,7 @@ class TextGenerationPipeline(TaskPipeline[TextGenerationOptions]):
                 suits &= ~self._continues[tokens]
             if suits.any():
                 scores, tokens = scores[suits], tokens[suits]
+            scores, tokens = scores[: options.top_k], tokens[: options.top_k]
             chosen = _drawn(scores, options.temperature, draft.random)
             draft.ids[place] = tokens[chosen]
             draft.confidence[number] = scores[chosen]
@@ -271,13 +274,19 @@ class TextGenerationPipeline(TaskPipeline[TextGenerationOptions]):
         for number, place in enumerate(draft.places):
             token = self.tokenizer.token(int(draft.ids[place]))
             if self._continues[draft.ids[place]] and text:
-                text = text.rstrip() + token[2:]
+                text = text.removesuffix(" ") + token[2:]
             elif _CLOSING.fullmatch(token):
-                text = text.rstrip() + token
+                text = text.removesuffix(" ") + token
             else:
                 text += token
             text += draft.parts[number + 1]
         return text
+
+
+def _passes(draft: _Draft, options: TextGenerationOptions) -> int:
+    """How often the model runs for a draft, whatever runs beside it."""
+    most = options.passes or _DEFAULT_PASSES
+    return most if options.method == "gibbs" else min(most, len(draft.places))
 
 
 def _drawn(scores: NDArray[np.float64], temperature: float, random: np.random.Generator) -> int:

@@ -73,7 +73,10 @@ class _Text:
     """A text, its tokens without special ones, and its windows: (first token, end) each."""
 
     text: str
-    encoding: Encoding
+    # Of an Encoding, which makes these lists anew whenever it is asked.
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    word_ids: list[int | None]
     word_starts: list[int] | None
     """Where in the text each word begins, where the text came as words."""
     windows: list[tuple[int, int]]
@@ -117,7 +120,7 @@ class TokenClassificationPipeline(LabellingPipeline[TokenClassificationOptions])
         """The windows of each text, of which all but the special tokens are read."""
         texts = self._texts(inputs, options)
         pieces = [
-            self.tokenizer.single(text.encoding.ids[begin:end], [True] * (end - begin))
+            self.tokenizer.single(text.ids[begin:end], [True] * (end - begin))
             for text in texts
             for begin, end in text.windows
         ]
@@ -135,7 +138,7 @@ class TokenClassificationPipeline(LabellingPipeline[TokenClassificationOptions])
                 )
         texts = valid_texts([str(one) for one in inputs])
         return [
-            _Text(text, encoding, None, self._windows(encoding, options))
+            self._text(text, encoding, None, options)
             for text, encoding in zip(texts, self.tokenizer.plain(texts), strict=True)
         ]
 
@@ -153,12 +156,21 @@ class TokenClassificationPipeline(LabellingPipeline[TokenClassificationOptions])
             lengths = [len(word) + len(delimiter) for word in words]
             starts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
             text = delimiter.join(valid_texts(words))
-            found.append(_Text(text, encoding, starts, self._windows(encoding, options)))
+            found.append(self._text(text, encoding, starts, options))
         return found
 
-    def _windows(
-        self, encoding: Encoding, options: TokenClassificationOptions
-    ) -> list[tuple[int, int]]:
+    def _text(
+        self,
+        text: str,
+        encoding: Encoding,
+        word_starts: list[int] | None,
+        options: TokenClassificationOptions,
+    ) -> _Text:
+        ids = encoding.ids
+        parts = self._windows(len(ids), options)
+        return _Text(text, ids, encoding.offsets, encoding.word_ids, word_starts, parts)
+
+    def _windows(self, tokens: int, options: TokenClassificationOptions) -> list[tuple[int, int]]:
         size = self.tokenizer.max_length - self.tokenizer.template.single_size
         stride = size // _DEFAULT_OVERLAP if options.stride is None else options.stride
         if stride >= size:
@@ -166,7 +178,7 @@ class TokenClassificationPipeline(LabellingPipeline[TokenClassificationOptions])
                 f"stride is {stride}; this model takes {size} tokens of a text at a time, and "
                 "windows must share fewer than that"
             )
-        return windows(len(encoding.ids), size, stride)
+        return windows(tokens, size, stride)
 
     def results(
         self, prepared: Prepared, rows: Vectors, options: TokenClassificationOptions
@@ -197,22 +209,20 @@ class TokenClassificationPipeline(LabellingPipeline[TokenClassificationOptions])
 
     def _tagged(self, text: _Text, begin: int, end: int, scores: NDArray[Any]) -> list[TaggedToken]:
         """The tokens of a window with their scores."""
-        encoding = text.encoding
-        ids, offsets, word_ids = encoding.ids, encoding.offsets, encoding.word_ids
         first = len(self.tokenizer.template.prefix)
         tagged = []
         for place in range(begin, end):
-            start, stop = offsets[place]
+            start, stop = text.offsets[place]
             if text.word_starts is not None:
-                before = text.word_starts[word_ids[place] or 0]
+                before = text.word_starts[text.word_ids[place] or 0]
                 start, stop = start + before, stop + before
-            word, there = self.tokenizer.token(ids[place]), text.text[start:stop]
+            word, there = self.tokenizer.token(text.ids[place]), text.text[start:stop]
             if self.tokenizer.marks_subwords:
                 # "##ing" is longer than what it stands for; so is a token of another spelling.
                 continues = len(word) != len(there)
             else:
                 continues = start > 0 and " " not in text.text[start - 1 : start + 1]
-            if ids[place] == self.tokenizer.unknown:
+            if text.ids[place] == self.tokenizer.unknown:
                 word, continues = there, False
             tagged.append(
                 TaggedToken(
