@@ -100,9 +100,9 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     """
     options, rest = parser.parse_known_args(arguments)
     texts = getattr(options, "texts", None)
-    if rest and (not isinstance(texts, list) or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
+        if not isinstance(texts, list) or any(text.startswith("-") for text in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.texts = [*texts, *rest]
     return options
 
