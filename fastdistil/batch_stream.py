@@ -101,6 +101,8 @@ def joined(parts: Collection[TokenizedTexts]) -> TokenizedTexts:
     return TokenizedTexts(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.lengths for part in parts]),
+        sum(part.truncated for part in parts),
+        sum(part.replaced for part in parts),
         segments=_joined([(part.segments, len(part.ids)) for part in parts], np.int32(0)),
         reads=_joined([(part.reads, len(part.ids)) for part in parts], np.True_),
     )

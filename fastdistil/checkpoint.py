@@ -225,6 +225,14 @@ def head_tensors(hf_state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def add_to_digest(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Have a hash (hashlib's) depend on named tensors: on their names, order and bytes."""
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+
+
 def hf_state_dict(canonical: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
     """Canonical names back to those of the config's own model class, without a prefix."""
     if config.model_type == "distilbert":

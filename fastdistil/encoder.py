@@ -31,7 +31,7 @@ from .batch_stream import (
     free_memory,
     in_order,
 )
-from .checkpoint import resolve_folder
+from .checkpoint import add_to_digest, resolve_folder
 from .model import DistilBertModel
 from .overlap import overlapped
 from .packing import pack_flat, pack_ids, validate
@@ -311,10 +311,7 @@ class Encoder:
     def fingerprint(self) -> str:
         """A hash of all that decides a text's vector, save for the arithmetic."""
         digest = hashlib.sha256(json.dumps(asdict(self.model.config), sort_keys=True).encode())
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            flat = tensor.detach().cpu().contiguous().view(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
+        add_to_digest(digest, self.model.state_dict())
         digest.update(self.require_tokenizer().fingerprint().encode())
         return digest.hexdigest()
 
@@ -332,14 +329,7 @@ class Encoder:
         # Where the batch decides some bits, it must not depend on what memory is free today.
         if self.model.device.type != "cuda" or not self.batch_invariant:
             return DEFAULT_BATCH_TOKENS
-        for model in self._models():
-            model.program()  # its weights and buffers are to be there already
-        # Beside those buffers: ids, positions, and hidden states in two types of at most 4 bytes.
-        bytes_per_token = 8 + 2 * 4 * self.dim
-        return min(
-            budget_from_memory(free_memory(model.device), bytes_per_token)
-            for model in self._models()
-        )
+        return batch_tokens_for(self._models())
 
     def _gather(
         self,
@@ -369,6 +359,15 @@ class Encoder:
         if options.pooling == "none":
             return [vectors for part in parts for vectors in part]
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+
+
+def batch_tokens_for(models: Sequence[DistilBertModel]) -> int:
+    """Tokens in a batch that the memory of all these models' GPUs allows."""
+    for model in models:
+        model.program()  # its weights and buffers are to be there already
+    # Beside those buffers: ids, positions, and hidden states in two types of at most 4 bytes.
+    bytes_per_token = 8 + 2 * 4 * models[0].config.hidden_size
+    return min(budget_from_memory(free_memory(model.device), bytes_per_token) for model in models)
 
 
 def _check_batch_tokens(batch_tokens: int | None) -> None:

@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     make_input = _question(options.question) if options.command == "answer" else None
     if options.output is not None:
         return _to_file(pipeline, options, command, make_input, task_options)
-    records = list(_records(options, command)) if options.texts else _records(options, command)
+    records = _records(options, command)
     _print_results(pipeline, records, options, command, make_input, task_options)
     return 0
 

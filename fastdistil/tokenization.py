@@ -59,12 +59,7 @@ class TextTokenizer:
         truncation_side: str = "right",
         lowercase: bool = False,
     ) -> None:
-        special = tokenizer.num_special_tokens_to_add(False)
-        if max_length <= special:
-            raise ValueError(
-                f"max_length is {max_length}, but the tokenizer itself adds {special} tokens to "
-                f"every text: it must be at least {special + 1}"
-            )
+        check_room(max_length, tokenizer.num_special_tokens_to_add(False))
         if lowercase and not _lowercases(tokenizer.normalizer):
             steps = [normalizers.Lowercase()]
             if tokenizer.normalizer is not None:
@@ -93,11 +88,8 @@ class TextTokenizer:
         """
         settings = read_json(folder / "tokenizer_config.json")
         sentence = transformer_settings(folder)
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = load_tokenizer(folder / "tokenizer.json")
-        elif (folder / "vocab.txt").is_file():
-            tokenizer = wordpiece(folder, settings)
-        else:
+        tokenizer = read_tokenizer(folder, settings)
+        if tokenizer is None:
             return None
         return cls(
             tokenizer,
@@ -185,29 +177,61 @@ def max_length_of(folder: Path, max_positions: int, asked: int | None = None) ->
         ValueError: `asked` is not between 1 and `max_positions`.
     """
     if asked is not None:
-        if not isinstance(asked, int) or not 1 <= asked <= max_positions:
-            raise ValueError(
-                f"max_length is {asked!r}; this model takes from 1 to {max_positions} tokens"
-            )
-        return asked
+        return limited(None, max_positions, asked)
     limit = transformer_settings(folder).get("max_seq_length")
     if limit is None:
         limit = read_json(folder / "tokenizer_config.json").get("model_max_length")
-    return max_positions if limit is None else min(int(limit), max_positions)
+    return limited(limit, max_positions, None)
+
+
+def limited(limit: float | None, max_positions: int, asked: int | None) -> int:
+    """The most tokens a text may have: `asked`, or a checkpoint's own limit, which may be beyond
+    the position table.
+
+    Raises:
+        ValueError: `asked` is not between 1 and `max_positions`.
+    """
+    if asked is None:
+        return max_positions if limit is None else min(int(limit), max_positions)
+    if not isinstance(asked, int) or not 1 <= asked <= max_positions:
+        raise ValueError(
+            f"max_length is {asked!r}; this model takes from 1 to {max_positions} tokens"
+        )
+    return asked
+
+
+def check_room(max_length: int, special: int) -> None:
+    """Raise ValueError unless there is room for a text beside so many special tokens."""
+    if max_length <= special:
+        raise ValueError(
+            f"max_length is {max_length}, but the tokenizer itself adds {special} tokens to "
+            f"every text: it must be at least {special + 1}"
+        )
 
 
 def _lengths(encodings: Sequence[Any]) -> NDArray[np.int64]:
     return np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer | None:
+    """A folder's tokenizer as its files have it; None if it has none.
+
+    Args:
+        settings: of tokenizer_config.json.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return _load_tokenizer(folder / "tokenizer.json")
+    return _wordpiece(folder, settings) if (folder / "vocab.txt").is_file() else None
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception for every kind of bad file
         raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
 
 
-def wordpiece(folder: Path, settings: dict[str, Any]) -> Tokenizer:
+def _wordpiece(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     """BERT's WordPiece tokenizer from vocab.txt, as transformers' BertTokenizer sets it up."""
     special = {**read_json(folder / "special_tokens_map.json"), **settings}
     names = {
@@ -218,7 +242,7 @@ def wordpiece(folder: Path, settings: dict[str, Any]) -> Tokenizer:
         model = WordPiece.from_file(
             str(folder / "vocab.txt"), unk_token=names["unk"], max_input_chars_per_word=100
         )
-    except Exception as error:  # see load_tokenizer
+    except Exception as error:  # see _load_tokenizer
         raise ValueError(f"{folder / 'vocab.txt'} cannot be read: {error}") from error
     tokenizer = Tokenizer(model)
     missing = [name for name in names.values() if tokenizer.token_to_id(name) is None]

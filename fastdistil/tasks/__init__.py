@@ -142,7 +142,7 @@ def _of_vectors(
     tokenizer: Any,
 ) -> Any:
     from ..encoder import Encoder
-    from .base import WITHOUT_EFFECT
+    from .options import WITHOUT_EFFECT
 
     if tokenizer is not None:
         raise ValueError(f"tokenizer: {task} uses the checkpoint's own")

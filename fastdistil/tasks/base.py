@@ -15,10 +15,10 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from ..tokenization import TokenizedTexts
 from .heads import Head
 from .labels import Labels, read_labels
 from .model import Finish, TaskModel
+from .options import WITHOUT_EFFECT, OptionsT, chosen_options
 from .tokens import Piece, TaskTokenizer
 
 if TYPE_CHECKING:
@@ -40,11 +41,6 @@ if TYPE_CHECKING:
 # Inputs prepared at a time; see `fastdistil.encoder`.
 CHUNK_INPUTS = 512
 _CHUNK_CHARACTERS = 1 << 20
-
-# transformers' pipelines take them; here they decide nothing, and results do not depend on them.
-WITHOUT_EFFECT = frozenset({"batch_size", "num_workers", "padding"})
-
-OptionsT = TypeVar("OptionsT")
 
 
 @dataclass(frozen=True)
@@ -206,15 +202,7 @@ class TaskPipeline(ABC, Generic[OptionsT]):
             TypeError: an option that the task does not have.
             ValueError: from the task, a value that makes no sense.
         """
-        known = {field.name for field in fields(self.options_type)}  # type: ignore[arg-type]
-        chosen = {k: v for k, v in {**self._defaults, **given}.items() if k not in WITHOUT_EFFECT}
-        unknown = sorted(chosen.keys() - known)
-        if unknown:
-            raise TypeError(
-                f"{self.task} has no option {', '.join(map(repr, unknown))}; it has "
-                f"{', '.join(sorted(known))}"
-            )
-        return self.options_type(**chosen)
+        return chosen_options(self.options_type, self.task, self._defaults, given)
 
     def packed(self, pieces: Sequence[Piece], inputs: int, state: Any = None) -> Prepared:
         """A chunk of inputs from their sequences."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenization import TextTokenizer, replace_lone_surrogates
-from .base import WITHOUT_EFFECT
+from .options import WITHOUT_EFFECT
 from .reply_index import ReplyIndex, checked_strings, unit_vectors
 
 if TYPE_CHECKING:

@@ -17,12 +17,10 @@ from ..batch_stream import (
     TokenLimit,
     Vectors,
     batches_of,
-    budget_from_memory,
-    free_memory,
     in_order,
 )
-from ..checkpoint import Checkpoint
-from ..encoder import DEFAULT_BATCH_TOKENS, checked_devices
+from ..checkpoint import Checkpoint, add_to_digest
+from ..encoder import DEFAULT_BATCH_TOKENS, batch_tokens_for, checked_devices
 from ..model import DistilBertModel
 from ..packing import pack_flat
 from ..tokenization import TokenizedTexts
@@ -105,33 +103,20 @@ class TaskModel:
     def fingerprint(self) -> str:
         """A hash of the config and of all weights."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode())
-        tensors = list(self.encoder.state_dict().items())
+        add_to_digest(digest, self.encoder.state_dict())
         for index, layer in enumerate(self.head.layers if self.head is not None else ()):
-            tensors += [(f"head.{index}.{name}", t) for name, t in layer.tensors().items()]
-        for name, tensor in tensors:
-            digest.update(name.encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-            )
+            add_to_digest(digest, {f"head.{index}.{k}": t for k, t in layer.tensors().items()})
         return digest.hexdigest()
 
     @property
     def batch_tokens(self) -> int:
         """Tokens in a batch."""
         if self._batch_tokens is None:
-            self._batch_tokens = self._find_batch_tokens()
+            is_gpu = self.encoder.device.type == "cuda"
+            self._batch_tokens = (
+                batch_tokens_for(self._encoders) if is_gpu else DEFAULT_BATCH_TOKENS
+            )
         return self._batch_tokens
-
-    def _find_batch_tokens(self) -> int:
-        if self.encoder.device.type != "cuda":
-            return DEFAULT_BATCH_TOKENS
-        for encoder in self._encoders:
-            encoder.program()  # its weights and buffers are to be there already
-        bytes_per_token = 8 + 2 * 4 * self.encoder.config.hidden_size
-        return min(
-            budget_from_memory(free_memory(encoder.device), bytes_per_token)
-            for encoder in self._encoders
-        )
 
 
 def _work(

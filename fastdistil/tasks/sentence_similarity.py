@@ -7,15 +7,16 @@ Each text is encoded once, whatever it is compared with (a bi-encoder: Reimers a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from ..encoder import Encoder
-from .base import WITHOUT_EFFECT, check_text
-from .vector_task import VectorTask, refuse_unknown
+from .base import check_text
+from .options import chosen_options
+from .vector_task import VectorTask
 
 # Inputs whose texts are encoded together.
 _GROUP = 256
@@ -85,10 +86,7 @@ class SentenceSimilarityPipeline(VectorTask):
         return list(results) if isinstance(inputs, list | tuple) else results
 
     def _options(self, given: Mapping[str, Any]) -> SentenceSimilarityOptions:
-        chosen = {k: v for k, v in {**self._defaults, **given}.items() if k not in WITHOUT_EFFECT}
-        known = {field.name for field in fields(SentenceSimilarityOptions)}
-        refuse_unknown(chosen.keys() - known, SentenceSimilarityOptions, self.task)
-        return SentenceSimilarityOptions(**chosen)
+        return chosen_options(SentenceSimilarityOptions, self.task, self._defaults, given)
 
     def _results(self, inputs: Iterator[Any], options: SentenceSimilarityOptions) -> Iterator[Any]:
         numbered = enumerate(inputs)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .centrality import Floats, centroid_relevance, choose, lexrank, position_weights
+from .options import chosen_options, refuse_unknown
 from .sentence_split import Span, sentence_spans
-from .vector_task import VectorTask, refuse_unknown
+from .vector_task import VectorTask
 
 if TYPE_CHECKING:
     from ..encoder import Encoder
@@ -120,8 +121,6 @@ class SummarizationPipeline(VectorTask):
     task = "summarization"
 
     def __init__(self, encoder: Encoder, **defaults: Any) -> None:
-        known = {field.name for field in fields(SummaryOptions)}
-        refuse_unknown(defaults.keys() - known, SummaryOptions, self.task)
         encoder.require_tokenizer()
         self.encoder = encoder
         self._defaults = {name: value for name, value in defaults.items() if value is not None}
@@ -201,7 +200,7 @@ class SummarizationPipeline(VectorTask):
         defaults = self._defaults
         if any(name in given for name in BUDGETS):
             defaults = {k: v for k, v in defaults.items() if k not in BUDGETS}
-        return SummaryOptions(**{**defaults, **given})
+        return chosen_options(SummaryOptions, self.task, defaults, given)
 
     def _summaries(self, documents: Iterable[str], options: SummaryOptions) -> Iterator[Summary]:
         for group in _groups(map(_Document.split, documents)):

@@ -7,7 +7,7 @@ in arguments and results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -126,27 +126,11 @@ def _tokens(tokenizer: TaskTokenizer, inputs: Sequence[tuple[str, str | None]]) 
         return tokenizer.singles([text for text, _ in inputs])
     if len(pairs) == len(inputs):
         return tokenizer.pairs(pairs)
-    return joined_in_order(
+    return joined(
         [
             tokenizer.singles([text]) if pair is None else tokenizer.pairs([(text, pair)])
             for text, pair in inputs
         ]
-    )
-
-
-def joined_in_order(parts: Sequence[TokenizedTexts]) -> TokenizedTexts:
-    """Single texts and pairs together: singles are of segment 0."""
-    with_segments = any(part.segments is not None for part in parts)
-    if with_segments:
-        parts = [
-            replace(part, segments=np.zeros_like(part.ids)) if part.segments is None else part
-            for part in parts
-        ]
-    together = joined(parts)
-    return replace(
-        together,
-        truncated=sum(part.truncated for part in parts),
-        replaced=sum(part.replaced for part in parts),
     )
 
 

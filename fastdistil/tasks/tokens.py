@@ -23,16 +23,14 @@ from ..sentence_settings import read_json
 from ..tokenization import (
     TextTokenizer,
     TokenizedTexts,
-    load_tokenizer,
+    check_room,
+    limited,
+    read_tokenizer,
     replace_lone_surrogates,
     token_text,
-    wordpiece,
 )
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-# transformers writes this for a tokenizer without a limit.
-_NO_LIMIT = 10**9
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class TaskTokenizer:
     ) -> None:
         settings = read_json(folder / "tokenizer_config.json")
         self.folder = folder
-        self.max_length = _limit(settings, max_positions, max_length)
+        self.max_length = limited(settings.get("model_max_length"), max_positions, max_length)
         self.truncation_side = str(settings.get("truncation_side", "right"))
         self._segments = segments
         self._max_positions = max_positions
@@ -96,12 +94,7 @@ class TaskTokenizer:
         # Up to three of one kind, because what a tokenizer cuts is part of its state.
         self._whole = _load(folder, settings)
         self.template = _template(self._whole)
-        special = self.template.single_size
-        if self.max_length <= special:
-            raise ValueError(
-                f"max_length is {self.max_length}, but the tokenizer itself adds {special} tokens "
-                f"to every text: it must be at least {special + 1}"
-            )
+        check_room(self.max_length, self.template.single_size)
         ids = _special_tokens(folder, settings, self._whole)
         self.mask, self.pad, self.unknown, self.first = (
             ids[role] for role in ("mask", "pad", "unk", "cls")
@@ -284,28 +277,14 @@ def _flat(parts: Iterable[Sequence[Any]], dtype: Any) -> NDArray[Any]:
 
 
 def _load(folder: Path, settings: dict[str, Any]) -> Tokenizer:
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = load_tokenizer(folder / "tokenizer.json")
-    elif (folder / "vocab.txt").is_file():
-        tokenizer = wordpiece(folder, settings)
-    else:
+    tokenizer = read_tokenizer(folder, settings)
+    if tokenizer is None:
         raise ValueError(
             f"{folder} has no tokenizer.json or vocab.txt, so it cannot take texts: add one"
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def _limit(settings: dict[str, Any], max_positions: int, asked: int | None) -> int:
-    if asked is not None:
-        if not isinstance(asked, int) or not 1 <= asked <= max_positions:
-            raise ValueError(
-                f"max_length is {asked!r}; this model takes from 1 to {max_positions} tokens"
-            )
-        return asked
-    limit = settings.get("model_max_length")
-    return max_positions if limit is None or limit > _NO_LIMIT else min(int(limit), max_positions)
 
 
 def _template(tokenizer: Tokenizer) -> Template:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from .base import WITHOUT_EFFECT
 
 if TYPE_CHECKING:
     from ..encoder import Encoder
@@ -41,21 +37,3 @@ class VectorTask:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         digest.update(self.encoder.fingerprint().encode())
         return digest.hexdigest()
-
-
-def refuse_unknown(given: Collection[str], options: type[Any], task: str) -> None:
-    """Raise for an option that a task does not have.
-
-    Args:
-        given: names of what is left when the task's own are taken.
-        options: the dataclass of the task's own.
-
-    Raises:
-        TypeError: one of them is not among those without effect, either.
-    """
-    unknown = sorted(set(given) - WITHOUT_EFFECT)
-    if unknown:
-        known = sorted(field.name for field in fields(options))
-        raise TypeError(
-            f"{task} has no option {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
-        )
