@@ -28,8 +28,9 @@ from ._version import __version__
 from .encoder import CHUNKS_AHEAD, EncodeOptions, Encoder, Vectors, text_chunks
 from .overlap import overlapped
 from .progress import Progress
-from .shard_plan import IdSpool, Plan, full_disk_explained, plans
-from .shards import TEMPORARY, Shard, ShardStore, atomic_file
+from .run_folder import TEMPORARY, atomic_file, full_disk_explained, partial_folder
+from .shard_plan import IdSpool, Plan, plans
+from .shards import Shard, ShardStore
 from .text_io import UsageError, open_records
 from .tokenization import TextTokenizer, TokenizedTexts
 from .vector_io import FORMATS_WITH_IDS, Block, check_files, format_of_output, write_vectors
@@ -126,8 +127,8 @@ def encode_file(
     shown = sys.stderr.isatty() if show_progress is None else show_progress
     with (
         open_records(source, input_format, text_column, id_column) as records,
-        ShardStore(output) as store,
-        full_disk_explained(store),
+        ShardStore(partial_folder(output)) as store,
+        full_disk_explained(store.folder),
     ):
         store.begin(_settings(encoder, options, tokenizer), resume=resume)
         with IdSpool(store.folder, id_column is not None) as ids:

@@ -1,4 +1,4 @@
-"""What runs over files share: the input cut into shards, the rows' ids, and what a full disk says.
+"""What runs over files share: the input cut into shards, and the rows' ids.
 
 A run works through its input a shard at a time (see `shards`), whatever it makes of the texts:
 vectors (`encode_file`) or a task's results (`tasks.task_file`).
@@ -6,12 +6,10 @@ vectors (`encode_file`) or a task's results (`tasks.task_file`).
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .shards import TEMPORARY, ShardStore
+from .run_folder import TEMPORARY
 from .text_io import RecordId, RecordSource
 
 # What is lost at most when a run is killed: seconds of work on a fast machine, a minute or two on a
@@ -41,21 +39,6 @@ class Plan:
     begin: int
     """Position in the source, about, before its first record; `end`: after its last."""
     end: int
-
-
-@contextmanager
-def full_disk_explained(store: ShardStore) -> Iterator[None]:
-    """Has the error of a full disk say that nothing is lost, and how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            error.errno,
-            "no space left on the disk; what is done so far is kept in "
-            f"{store.folder}: make room and run the same again to continue",
-        ) from error
 
 
 class IdSpool:

@@ -20,7 +20,7 @@ import safetensors.numpy
 from tiny_checkpoint import write_tiny_checkpoint
 
 from fastdistil import Encoder, shard_plan, shards, text_io
-from fastdistil.shards import ResumeError
+from fastdistil.run_folder import ResumeError
 from fastdistil.text_io import InputError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -308,7 +308,7 @@ def test_a_folder_that_is_not_ours_is_left_alone(enc, tmp_path):
 
 def test_two_runs_at_once_are_refused(enc, tmp_path):
     with (
-        shards.ShardStore(tmp_path / "out.npy"),
+        shards.ShardStore(partial(tmp_path / "out.npy")),
         pytest.raises(ResumeError, match="another run is writing to"),
     ):
         enc.encode_file(write_input(tmp_path, "txt"), tmp_path / "out.npy")

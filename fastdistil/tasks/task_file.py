@@ -20,8 +20,9 @@ import numpy as np
 
 from .._version import __version__
 from ..progress import Progress
-from ..shard_plan import IdSpool, Plan, digest_of, full_disk_explained, plans
-from ..shards import TEMPORARY, Shard, ShardStore, atomic_file
+from ..run_folder import TEMPORARY, atomic_file, full_disk_explained, partial_folder
+from ..shard_plan import IdSpool, Plan, digest_of, plans
+from ..shards import Shard, ShardStore
 from ..text_io import UsageError, format_of_input, open_records
 from ..vector_io import check_input, check_output
 
@@ -74,8 +75,8 @@ def run_file(
     shown = sys.stderr.isatty() if show_progress is None else show_progress
     with (
         open_records(source, input_format, text_column, id_column) as records,
-        ShardStore(output) as store,
-        full_disk_explained(store),
+        ShardStore(partial_folder(output)) as store,
+        full_disk_explained(store.folder),
     ):
         store.begin(_settings(pipeline, options, make_input), resume=resume)
         with IdSpool(store.folder, id_column is not None) as ids:
