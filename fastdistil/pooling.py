@@ -9,7 +9,7 @@ POOLINGS = ("mean", "cls", "max")
 
 
 def pool(hidden: Tensor, cu_seqlens: Tensor, pooling: str, normalize: bool = False) -> Tensor:
-    """Pool each sequence's tokens, in float32.
+    """Pool each sequence's tokens, in float32 (float64 states in float64).
 
     A sequence is reduced by itself, by operations whose order depends on its own length only: its
     vector is the same, bit for bit, in every batch. Differentiable.
@@ -21,7 +21,7 @@ def pool(hidden: Tensor, cu_seqlens: Tensor, pooling: str, normalize: bool = Fal
         normalize: scale every vector to length 1.
 
     Returns:
-        float32 [B, D]; zeros for a sequence of no tokens.
+        float32 (or float64) [B, D]; zeros for a sequence of no tokens.
 
     Raises:
         ValueError: an unknown pooling.
@@ -29,7 +29,7 @@ def pool(hidden: Tensor, cu_seqlens: Tensor, pooling: str, normalize: bool = Fal
     check_pooling(pooling)
     lengths = cu_seqlens.diff().tolist()
     if not lengths:
-        return hidden.new_zeros(0, hidden.shape[1], dtype=torch.float32)
+        return hidden.new_zeros(0, hidden.shape[1], dtype=_wide(hidden.dtype))
     vectors = torch.stack([_pool_one(part, pooling) for part in hidden.split(lengths)])
     return torch.nn.functional.normalize(vectors, dim=1) if normalize else vectors
 
@@ -41,10 +41,15 @@ def check_pooling(pooling: str) -> None:
 
 
 def _pool_one(tokens: Tensor, pooling: str) -> Tensor:
+    wide = _wide(tokens.dtype)
     if tokens.shape[0] == 0:
-        return tokens.new_zeros(tokens.shape[1], dtype=torch.float32)
+        return tokens.new_zeros(tokens.shape[1], dtype=wide)
     if pooling == "cls":
-        return tokens[0].float()
+        return tokens[0].to(wide)
     if pooling == "max":
-        return tokens.amax(dim=0).float()
-    return tokens.float().mean(dim=0)
+        return tokens.amax(dim=0).to(wide)
+    return tokens.to(wide).mean(dim=0)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

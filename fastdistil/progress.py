@@ -27,6 +27,7 @@ class Progress:
         self._show = show
         self._total = total
         self._label = f"{label}: " if label else ""
+        self._note = ""
         self._rows = self._rows_skipped = self._tokens = 0
         self._position = self._position_skipped = 0.0
         self._start = self._last_line = time.monotonic()
@@ -46,12 +47,24 @@ class Progress:
         self._position = position
         self._draw()
 
-    def update(self, rows: int, tokens: int, position: float | None = None) -> None:
-        """Counts `rows` more rows of `tokens` tokens; all work up to `position` is now done."""
+    def update(self, rows: int, tokens: int, position: float | None = None, note: str = "") -> None:
+        """Counts `rows` more rows of `tokens` tokens; all work up to `position` is now done.
+
+        Args:
+            note: put at the end.
+        """
+        self._note = note
         self._rows += rows
         self._tokens += tokens
         self._position = self._position + rows if position is None else position
         self._draw()
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        elif self._show:
+            print(line, file=self._stream, flush=True)
 
     def close(self, done: bool = True) -> None:
         """Ends the bar; `done`: all of the work is, so that what stays on the screen says so."""
@@ -82,6 +95,8 @@ class Progress:
             if self._bar is None:
                 parts.insert(1, f"{min(self._position / self._total, 1.0):.0%}")
             parts.append(f"{duration(left)} left")
+        if self._note:
+            parts.append(self._note)
         return self._label + ", ".join(parts)
 
 

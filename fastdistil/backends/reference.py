@@ -2,7 +2,7 @@
 
 Differentiable, on any device torch has, in any floating dtype. It is what trains, what runs where
 no faster engine can, and what the others are tested against. Linear layers see all T tokens at
-once; attention takes one sequence at a time, so there is no mask and nothing to pad.
+once; attention takes sequences of one length at a time, so there is no mask and nothing to pad.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from .base import DEFAULT_OPTIONS, EngineOptions, Program, check_rows
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
@@ -77,7 +78,7 @@ def _block(
     context = _attention(config, query, key, value, lengths)
     attended = linear("attention.out_lin", context)
     hidden = _layer_norm(config, weights, f"{prefix}sa_layer_norm", hidden, attended)
-    inner = _ACTIVATIONS[config.activation](linear("ffn.lin1", hidden))
+    inner = ACTIVATIONS[config.activation](linear("ffn.lin1", hidden))
     widened = linear("ffn.lin2", inner)
     return _layer_norm(config, weights, f"{prefix}output_layer_norm", hidden, widened)
 
@@ -85,14 +86,22 @@ def _block(
 def _attention(
     config: EncoderConfig, query: Tensor, key: Tensor, value: Tensor, lengths: list[int]
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(head_dim)) V within each sequence and head: [T, D] to [T, D]."""
+    """softmax(Q K^T / sqrt(head_dim)) V within each sequence and head: [T, D] to [T, D].
+
+    Neighbours of one length go through one batched product: nothing is padded, and whoever lays
+    sequences of a length side by side (training does) waits for few of them.
+    """
     scale = 1.0 / math.sqrt(config.head_dim)
+    runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths) if length]
+    sizes = [length * count for length, count in runs]
     contexts = []
-    for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
-        q, k, v = (x.unflatten(1, (config.num_heads, -1)).transpose(0, 1) for x in (q, k, v))
-        scores = (q * scale) @ k.transpose(1, 2)  # [heads, length, length]
+    for (length, count), *parts in zip(
+        runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
+    ):
+        q, k, v = (x.view(count, length, config.num_heads, -1).transpose(1, 2) for x in parts)
+        scores = (q * scale) @ k.transpose(2, 3)  # [count, heads, length, length]
         weights = torch.softmax(scores, dim=-1, dtype=_wide(scores.dtype)).to(v.dtype)
-        contexts.append((weights @ v).transpose(0, 1).flatten(1))
+        contexts.append((weights @ v).transpose(1, 2).reshape(count * length, -1))
     return torch.cat(contexts) if contexts else query
 
 

@@ -164,7 +164,8 @@ def masked_lm_head(checkpoint: Checkpoint) -> Head:
             ),
             Dense(
                 source.tied(f"{projection}.weight", (vocabulary, width)),
-                source.either((bias, f"{projection}.bias"), (vocabulary,)),
+                # Untied, BERT's class adds the layer's own; tied, a file may have either name.
+                source.either((f"{projection}.bias", bias), (vocabulary,)),
             ),
         )
     )
@@ -219,9 +220,9 @@ class _Tensors:
         return self._words.float()
 
     def either(self, names: Sequence[str], shape: tuple[int]) -> Tensor:
-        """A tensor that goes by one of several names."""
+        """A tensor that goes by one of several names: the first that is there; usually the last."""
         found = [name for name in names if name in self._tensors]
-        return self.take(found[0] if found else names[0], shape)
+        return self.take(found[0] if found else names[-1], shape)
 
     def refuse(self, ending: str, task: str) -> None:
         """Raise for a checkpoint of the class that ends so: its tensors have the same names."""
