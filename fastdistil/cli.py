@@ -1,4 +1,5 @@
-"""The command line: `fastdistil encode`, `bench`, `info` and `explain`; tasks are in `task_cli`.
+"""The command line: `fastdistil encode`, `bench`, `info` and `explain`; tasks are in `task_cli`,
+distillation is in `distill_cli`.
 
 Exit codes: 0 done; 1 something went wrong, said in one line on stderr; 2 a command that makes no
 sense; 130 interrupted. torch is imported when there is work for it, so that --help and mistakes
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import task_cli
+from . import distill_cli, task_cli
 from ._version import __version__
 from .cli_options import (
     add_engine_options,
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _bench(options)
         if options.command in task_cli.COMMANDS:
             return task_cli.run(options)
+        if options.command == distill_cli.COMMAND:
+            return distill_cli.run(options)
         return _encode(options)
     except UsageError as error:
         print(f"fastdistil: error: {_one_line(error)}", file=sys.stderr)
@@ -109,7 +112,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 
 def _resumes(options: argparse.Namespace) -> bool:
     """Whether an interrupted command goes on where it stopped."""
-    return getattr(options, "output", None) is not None
+    return options.command == distill_cli.COMMAND or getattr(options, "output", None) is not None
 
 
 def _one_line(error: BaseException) -> str:
@@ -136,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_file_options(encode)
     _add_model_options(encode)
     task_cli.add_commands(commands)
+    distill_cli.add_command(commands)
     commands.add_parser(
         "info",
         help="what this machine has, what would run, and what is missing",

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
+from .text_io import UsageError
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -33,6 +35,24 @@ class ResumeError(RuntimeError):
 def partial_folder(output: Path) -> Path:
     """OUT.partial, where the run that makes OUT works until it is finished."""
     return output.with_name(output.name + ".partial")
+
+
+def check_new_folder(output: Path, argument: str) -> None:
+    """Refuse to make a folder where something is.
+
+    Args:
+        argument: what names it, for the message.
+
+    Raises:
+        UsageError: a file, or a folder that holds something.
+    """
+    if output.is_dir():
+        if any(output.iterdir()):
+            raise UsageError(
+                f"{argument}: {output} holds something: choose another name, or remove it"
+            )
+    elif output.exists():
+        raise UsageError(f"{argument}: {output} is a file; a folder that is not there is wanted")
 
 
 class RunFolder:

@@ -20,7 +20,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 import fastdistil
 from fastdistil import shard_plan
 from fastdistil.cli import main
-from fastdistil.shards import ResumeError
+from fastdistil.run_folder import ResumeError
 from fastdistil.tasks.task_file import run_file
 
 ROOT = Path(__file__).resolve().parents[1]

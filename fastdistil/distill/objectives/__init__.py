@@ -1,0 +1,1 @@
+"""What a student is taught: a file an objective."""
