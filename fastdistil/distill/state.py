@@ -2,44 +2,29 @@
 
 A safetensors file with the weights ("weights.NAME"), what AdamW keeps for each parameter that has
 had a gradient ("exp_avg.NAME", "exp_avg_sq.NAME", "step.NAME") and, in the metadata, how far the
-run has come. Its last tensor is the CRC-32 of all bytes before it. The file is replaced in one
-step, so a run that is killed at any moment leaves the old one or the new one.
+run has come and a hash of it all. The file is replaced in one step, so a run that is killed at any
+moment leaves the old one or the new one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from ..checkpoint import add_to_digest
 from ..run_folder import atomic_file
 
 _FORMAT = "fastdistil training state 1"
-_CHECKSUM = "crc32"
-_CHECKSUM_BYTES = 4
-_BLOCK_BYTES = 1 << 20
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STEP = "step"
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 _DIFFERENCES_SHOWN = 5
 
 
@@ -93,8 +78,11 @@ class StateFile:
                     "keeps without amsgrad (exp_avg, exp_avg_sq, step) can be saved"
                 )
             tensors |= {f"{part}.{name}": tensor for part, tensor in kept.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        told = json.dumps(asdict(state))
+        metadata = {"format": _FORMAT, "state": told, "sha256": _digest(told, tensors)}
         with atomic_file(self.path) as stream:
-            _write(stream, tensors, {"format": _FORMAT, "state": json.dumps(asdict(state))})
+            stream.write(save(tensors, metadata))
 
     def load(
         self,
@@ -118,30 +106,31 @@ class StateFile:
         if not self.path.exists():
             return None
         parameters = _named_parameters(optimizer, names)
-        with self._opened() as (opened, state):
-            self._refuse_others(opened, weights, parameters)
-            with torch.no_grad():
-                for name, tensor in weights.items():
-                    tensor.copy_(opened.get_tensor(f"weights.{name}"))
-                kept = _kept_for_each(opened, parameters)
-            # The optimizer itself knows best on which device it wants its steps.
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        state, tensors = self._read()
+        self._refuse_others(tensors, weights, parameters)
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                tensor.copy_(tensors[f"weights.{name}"])
+            kept = _kept_for_each(tensors, parameters)
+        # The optimizer itself knows best on which device it wants its steps.
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": kept, "param_groups": groups})
         return state
 
-    @contextmanager
-    def _opened(self) -> Iterator[tuple[Any, TrainingState]]:
-        """The file, open and found whole, and the state in its metadata."""
+    def _read(self) -> tuple[TrainingState, dict[str, Tensor]]:
+        """All that the file says, found whole."""
         try:
             with safe_open(self.path, framework="pt") as opened:
                 metadata = opened.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise self._unusable(f"its metadata lacks format: {_FORMAT!r}")
-                if not _is_whole(self.path):
-                    raise self._unusable("its checksum is wrong")
-                yield opened, TrainingState(**json.loads(metadata["state"]))
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dict
         except SafetensorError as error:
             raise self._unusable(str(error)) from error
+        if metadata.get("format") != _FORMAT:
+            raise self._unusable(f"its metadata lacks format: {_FORMAT!r}")
+        told = metadata.get("state", "")
+        if metadata.get("sha256") != _digest(told, tensors):
+            raise self._unusable("its checksum is wrong")
+        return TrainingState(**json.loads(told)), tensors
 
     def _unusable(self, why: str) -> ValueError:
         return ValueError(
@@ -150,26 +139,20 @@ class StateFile:
         )
 
     def _refuse_others(
-        self, opened: Any, weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+        self,
+        tensors: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
     ) -> None:
         wanted = {f"weights.{name}": tensor for name, tensor in weights.items()}
-        possible = {
-            f"{part}.{name}": parameter
-            for name, parameter in parameters.items()
-            for part in _MOMENTS
-        }
+        moments = {f"{part}.{name}": p for name, p in parameters.items() for part in _MOMENTS}
         steps = {f"{_STEP}.{name}" for name in parameters}
-        found = set(opened.keys()) - {_CHECKSUM} - steps
         different = []
+        found = tensors.keys() - steps
         for key in sorted(found | wanted.keys(), key=lambda key: (key not in wanted, key)):
-            here = (wanted | possible).get(key)
-            told_here = "nothing" if here is None else _told(_DTYPES.get(here.dtype), here.shape)
-            told_there = "nothing"
-            if key in found:
-                there = opened.get_slice(key)
-                told_there = _told(there.get_dtype(), there.get_shape())
-            if told_here != told_there:
-                different.append(f"{key}: {told_there} there, {told_here} now")
+            there, here = _told(tensors.get(key)), _told((wanted | moments).get(key))
+            if there != here:
+                different.append(f"{key}: {there} there, {here} now")
         if different:
             more = len(different) - _DIFFERENCES_SHOWN
             raise ValueError(
@@ -194,69 +177,28 @@ def _named_parameters(
 
 
 def _kept_for_each(
-    opened: Any, parameters: Mapping[str, torch.nn.Parameter]
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[int, dict[str, Tensor]]:
-    """What the file holds for the optimizer, by the parameter's number; on its parameter's device
-    and laid out in memory as it, which fused steps rely on."""
-    keys = set(opened.keys())
+    """What was kept for the optimizer, by the parameter's number; on its parameter's device and
+    laid out in memory as it, which fused steps rely on."""
     kept = {}
     for number, (name, parameter) in enumerate(parameters.items()):
-        if f"{_STEP}.{name}" in keys:
-            # A copy: what get_tensor returns is a view of the file.
-            kept[number] = {_STEP: opened.get_tensor(f"{_STEP}.{name}").clone()}
+        if f"{_STEP}.{name}" in tensors:
+            # A copy: what was read is a view of the file.
+            kept[number] = {_STEP: tensors[f"{_STEP}.{name}"].clone()}
             for part in _MOMENTS:
-                stored = opened.get_tensor(f"{part}.{name}")
-                kept[number][part] = torch.empty_like(parameter).copy_(stored)
+                kept[number][part] = torch.empty_like(parameter).copy_(tensors[f"{part}.{name}"])
     return kept
 
 
-def _told(dtype: str | None, shape: Iterable[int]) -> str:
-    return f"{dtype} {list(shape)}"
+def _told(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "nothing"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _write(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, one tensor after the other.
-
-    The library's own writer wants all of them in memory once more, and refuses tensors that share
-    memory, as tied weights do. The format is simple enough
-    (https://github.com/huggingface/safetensors#format): length of header, header, numbers.
-    """
-    # Readers want numbers aligned to their size.
-    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in ordered.items():
-        if tensor.dtype not in _DTYPES:
-            known = ", ".join(map(str, _DTYPES))
-            raise ValueError(f"{name} is of {tensor.dtype}: only {known} can be saved")
-        header[name] = _entry(_DTYPES[tensor.dtype], tensor.shape, end, tensor.nbytes)
-        end += tensor.nbytes
-    header[_CHECKSUM] = _entry("U8", [_CHECKSUM_BYTES], end, _CHECKSUM_BYTES)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    checksum = 0
-    beginning: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
-    for part in chain(beginning, map(_bytes_of, ordered.values())):
-        checksum = zlib.crc32(part, checksum)
-        stream.write(part)
-    stream.write(checksum.to_bytes(_CHECKSUM_BYTES, "little"))
-
-
-def _entry(dtype: str, shape: Sequence[int], begin: int, size: int) -> dict[str, Any]:
-    """What a header says of a tensor."""
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, begin + size]}
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the file's last bytes are the checksum of all before them."""
-    with open(path, "rb") as stream:
-        left = os.fstat(stream.fileno()).st_size - _CHECKSUM_BYTES
-        checksum = 0
-        while left > 0 and (block := stream.read(min(left, _BLOCK_BYTES))):
-            checksum = zlib.crc32(block, checksum)
-            left -= len(block)
-        return stream.read() == checksum.to_bytes(_CHECKSUM_BYTES, "little")
+def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
+    """A hash of all that a file says."""
+    digest = hashlib.sha256(state.encode())
+    add_to_digest(digest, dict(sorted(tensors.items())))
+    return digest.hexdigest()
