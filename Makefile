@@ -1,4 +1,4 @@
-# What one can do here: make demo | test | lint | format | sanitize | cross-aarch64 |
+# What one can do here: make demo | distill-demo | test | lint | format | sanitize | cross-aarch64 |
 # instruction-counts | compile-gate | cuda-gate | pytest-spark | bench | clean
 # On a machine with a GPU: make gpu, or its stages gpu-test | gpu-tune | gpu-bench | gpu-profile
 #
@@ -19,7 +19,7 @@ CUDA13 := $(VENV)/cuda-13.0.88
 BUILT := $(VENV)/.built
 TESTED := $(VENV)/.built-emulated
 
-.PHONY: demo test lint format sanitize sanitize-address sanitize-thread cross-aarch64 \
+.PHONY: demo distill-demo test lint format sanitize sanitize-address sanitize-thread cross-aarch64 \
 	instruction-counts compile-gate cuda-gate pytest pytest-kernels pytest-transformers4 \
 	pytest-spark gpu gpu-build gpu-test gpu-tune gpu-bench gpu-profile bench optimum clean
 .NOTPARALLEL:
@@ -27,6 +27,11 @@ TESTED := $(VENV)/.built-emulated
 
 demo: $(VENV)/.installed-demo $(BUILT)
 	$(BIN)/python -m benchmarks.demo
+
+# Small encoders from larger ones, on real sentences; some twenty minutes on two cores. With QUICK=1
+# two, on little.
+distill-demo: $(VENV)/.installed-distill-demo $(BUILT)
+	$(BIN)/python -m benchmarks.distillation $(if $(QUICK),--quick)
 
 test: lint sanitize cross-aarch64 instruction-counts compile-gate cuda-gate pytest-kernels \
 	pytest-transformers4 pytest

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.corpora import load_corpus, minilm_folder
+from benchmarks.corpora import ROOT, load_corpus, minilm_folder
+from benchmarks.distillation import CLASSIFIER
 from fastdistil.bench.timing import alternate, ratio
 
 Vectors = npt.NDArray[np.float32]
@@ -75,6 +76,7 @@ def show(count: int) -> None:
             text = textwrap.shorten(sentences[index], 90, placeholder=" ...")
             print(f"      {cosine:.2f}  {text}")
         print()
+    print(classified(CLASSIFIER) + "\n")
     print(speed(encoder, eager, sentences[: affordable(eager, sentences)]))
 
 
@@ -86,6 +88,27 @@ def search(queries: Vectors, vectors: Vectors, best: int) -> list[list[tuple[int
         [(int(i), float(row[i])) for i in places]
         for row, places in zip(cosines, order, strict=True)
     ]
+
+
+def classified(folder: Path) -> str:
+    """What the distilled classifier says of the queries, if it has been made."""
+    if not (folder / "config.json").is_file():
+        where = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+        return f"no distilled classifier in {where}; `make distill-demo` makes it"
+    import fastdistil
+    from fastdistil.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(folder)
+    tensors = [*checkpoint.state_dict.values(), *checkpoint.head.values()]
+    millions = sum(tensor.numel() for tensor in tensors) / 1e6
+    lines = [
+        f"of film reviews, says a distilled classifier of {checkpoint.config.num_layers} layers "
+        f"and {millions:.1f} million parameters:"
+    ]
+    classify = fastdistil.pipeline("text-classification", folder)
+    for query, found in zip(QUERIES, classify(list(QUERIES)), strict=True):
+        lines.append(f"  {found['label']:<8} {found['score']:.2f}  {query}")
+    return "\n".join(lines)
 
 
 def affordable(eager: Callable[[Sequence[str]], Vectors], sentences: Sequence[str]) -> int:

@@ -11,9 +11,13 @@ from benchmarks import demo
 
 
 def test_prints_searches_and_one_line_of_speed(
-    minilm_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    minilm_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("transformers", reason="the demo compares with transformers")
+    monkeypatch.setattr(demo, "CLASSIFIER", tmp_path / "none")
     monkeypatch.setattr(demo, "TURNS", 1)
     monkeypatch.setattr(demo, "EAGER_TURN_SECONDS", 0.0)
     assert demo.main(["--sentences", "300"]) == 0
@@ -21,6 +25,7 @@ def test_prints_searches_and_one_line_of_speed(
     for query in demo.QUERIES:
         assert query in printed
     assert "300 vectors in" in printed
+    assert "`make distill-demo` makes it" in printed
     (line,) = [line for line in printed.splitlines() if "times as fast" in line]
     assert line.count("sentences/s") == line.count("tokens/s") == 2
     assert "the same 64 sentences" in printed  # the fewest it compares on
@@ -59,3 +64,8 @@ def test_what_is_missing_is_said_in_one_line(
     assert captured.err.startswith("demo: ")
     assert captured.err.count("\n") == 1
     assert cure in captured.err
+
+
+def test_without_a_distilled_classifier_one_line_says_how_to_make_it(tmp_path: Path) -> None:
+    said = demo.classified(tmp_path / "none")
+    assert said == f"no distilled classifier in {tmp_path / 'none'}; `make distill-demo` makes it"

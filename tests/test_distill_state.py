@@ -216,8 +216,10 @@ def test_a_foreign_file(saved):
 def test_other_shapes_are_named(saved):
     _, path = saved
     message = (
-        r"another model or optimizer \(weights.across: float32 \[5, 4\] there, float32 \[7, 4\] now; "
-        r"weights.first.bias: float32 \[5\] there, float32 \[7\] now; .*; and 8 more\): continue with those"
+        r"another model or optimizer "
+        r"\(weights.across: float32 \[5, 4\] there, float32 \[7, 4\] now; "
+        r"weights.first.bias: float32 \[5\] there, float32 \[7\] now; .*; and 8 more\): "
+        "continue with those"
     )
     refused(Run(1, width=7), path, message)
 

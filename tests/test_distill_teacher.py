@@ -82,6 +82,20 @@ def test_a_second_run_computes_nothing(tmp_path: Path, folder: Path, corpus: Cor
         assert second.computed == 0
 
 
+def test_time_is_counted_once(
+    tmp_path: Path, folder: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filling is the teacher's time, or the files'. The clock goes on by one at every look."""
+    looks = iter(range(10**6))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(looks)))
+    teacher = a_teacher(folder)
+    with TeacherCache(teacher, tmp_path / "cache", corpus, None, 1, False) as cache:
+        cache.hidden(make_batch(corpus, some_texts(0), None, 0))
+        assert teacher.seconds > 0
+        assert cache.seconds > 0
+        assert teacher.seconds + cache.seconds < next(looks)
+
+
 def test_what_is_damaged_is_computed_again(tmp_path: Path, folder: Path, corpus: Corpus) -> None:
     teacher = a_teacher(folder)
     batch = make_batch(corpus, some_texts(0), None, 0)

@@ -48,7 +48,7 @@ class TeacherCache:
         show: progress on stderr.
 
     Attributes:
-        seconds: time spent so far, computing and reading.
+        seconds: time spent so far on files, in which the teacher did not run.
         computed: tokens that were not there yet.
     """
 
@@ -122,7 +122,7 @@ class TeacherCache:
 
     def _complete(self) -> None:
         """Computes what is not there."""
-        start, done = time.monotonic(), 0
+        start, done = time.monotonic() - self._teacher.seconds, 0
         total = self._maskings * int(self._corpus.lengths.sum())
         with Progress(self._show, total, "teacher") as progress:
             for index in range(self._maskings * len(self._blocks)):
@@ -134,7 +134,7 @@ class TeacherCache:
                 else:
                     progress.update(len(texts), tokens, done)
                     self.computed += tokens
-        self.seconds += time.monotonic() - start
+        self.seconds += time.monotonic() - self._teacher.seconds - start
 
     def _is_there(self, index: int, texts: NDArray[np.int64]) -> bool:
         """Whether a shard was there already; it is now."""
