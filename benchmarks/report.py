@@ -33,6 +33,7 @@ from benchmarks import (
 )
 from benchmarks.command import RESULTS, command_parser
 from benchmarks.corpora import ROOT
+from benchmarks.distillation import report as distillation
 from benchmarks.sections import (
     Block,
     Picture,
@@ -72,6 +73,7 @@ COMMANDS: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[Block]]]] = {
     ),
     "classification": ("From text to labels", lambda told: [_tables(classification.report(told))]),
     "summaries": ("Extractive summaries", lambda told: [_tables(summaries.report(told))]),
+    "distillation": ("Distillation", lambda told: [_tables(distillation.report(told))]),
     "scale_out": (
         "Two actors of Ray Data, one process",
         lambda told: [_tables(scale_out.report(told))],

@@ -133,7 +133,7 @@ def _check(options: argparse.Namespace) -> None:
                 f"a .txt input has no columns: --label-column is for .jsonl, .csv and .parquet, "
                 f"not for {one}"
             )
-        if one != STDIN and not Path(one).is_file():
+        if one != STDIN and (Path(one).is_dir() or not Path(one).exists()):
             raise FileNotFoundError(2, "no such file", one)
     if inputs.count(STDIN) > 1:
         raise UsageError("--texts and --eval-texts cannot both be standard input")

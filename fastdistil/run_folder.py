@@ -51,6 +51,8 @@ def check_new_folder(output: Path, argument: str) -> None:
             raise UsageError(
                 f"{argument}: {output} holds something: choose another name, or remove it"
             )
+        if output.is_mount():  # what is renamed must be on the same file system
+            raise UsageError(f"{argument}: {output} is a mounted volume: name a folder in it")
     elif output.exists():
         raise UsageError(f"{argument}: {output} is a file; a folder that is not there is wanted")
 
@@ -114,7 +116,8 @@ class RunFolder:
         Raises:
             ResumeError: the folder holds a run with other settings, or files that are not ours.
         """
-        wanted = {"layout": self.layout, **settings}
+        # As they will be read again: JSON has lists only.
+        wanted = json.loads(json.dumps({"layout": self.layout, **settings}))
         found = self._manifest()
         if found is not None and not resume:
             self._clear()
@@ -238,10 +241,10 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]
         with suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a rename survive a power cut, where the file system can do that."""
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -73,6 +73,28 @@ class RecordSource:
     blocks: Iterator[Records]
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column, or key, that is read.
+
+    Attributes:
+        role: what its values are: "text", "id" or "label".
+    """
+
+    name: str
+    role: str
+
+    @property
+    def one(self) -> str:
+        """One of its values, with its article."""
+        return f"an {self.role}" if self.role == "id" else f"a {self.role}"
+
+    @property
+    def option(self) -> str:
+        """What names it, on the command line and in Python."""
+        return f"--{self.role}-column ({self.role}_column=)"
+
+
 def format_of_input(
     source: str | Path,
     input_format: str | None = None,
@@ -104,8 +126,7 @@ def format_of_input(
         raise UsageError("standard input cannot be parquet, which needs a file one can seek in")
     if chosen == "txt" and (text_column is not None or id_column is not None):
         raise UsageError(
-            "a .txt input has no columns: --text-column and --id-column (text_column=, id_column=) "
-            "are for .jsonl, .csv and .parquet"
+            "a .txt input has no columns: they are named for .jsonl, .csv and .parquet only"
         )
     return chosen
 
@@ -116,6 +137,7 @@ def open_records(
     input_format: str | None = None,
     text_column: str | None = None,
     id_column: str | None = None,
+    id_role: str = "id",
 ) -> Iterator[RecordSource]:
     """Opens a file of texts ("-" is standard input) and closes it again.
 
@@ -125,13 +147,17 @@ def open_records(
             for "-".
         text_column: key or column holding the text; by default "text". Not for .txt.
         id_column: key or column whose values (strings or integers) name the rows. Not for .txt.
+        id_role: what messages call those: "id", or "label" where they are that.
 
     Raises:
         UsageError: unknown format, or a column asked of a .txt file.
         InputError: on opening or while iterating, what is wrong with the content and where.
     """
     chosen = format_of_input(source, input_format, text_column, id_column)
-    columns = (text_column or DEFAULT_TEXT_COLUMN, id_column)
+    columns = (
+        Column(text_column or DEFAULT_TEXT_COLUMN, "text"),
+        None if id_column is None else Column(id_column, id_role),
+    )
     name = "standard input" if str(source) == STDIN else str(source)
     if chosen == "parquet":
         with _open_parquet(name, *columns) as opened:
@@ -200,7 +226,7 @@ def _txt_records(lines: _LineReader) -> Generator[Records, None, None]:
 
 
 def _jsonl_records(
-    lines: _LineReader, text_column: str, id_column: str | None
+    lines: _LineReader, text_column: Column, id_column: Column | None
 ) -> Generator[Records, None, None]:
     for block in lines.blocks():
         texts: list[str] = []
@@ -233,28 +259,29 @@ def _json_object(lines: _LineReader, line: str) -> dict[str, Any]:
     return record
 
 
-def _checked_text(lines: _LineReader, record: dict[str, Any], column: str) -> str:
-    text = _checked_value(lines, record, column, "--text-column (text_column=)")
+def _checked_text(lines: _LineReader, record: dict[str, Any], column: Column) -> str:
+    text = _checked_value(lines, record, column)
     if not isinstance(text, str):
-        raise lines.error(f"{column!r} is a JSON {_json_kind(text)}; a text must be a string")
+        raise lines.error(f"{column.name!r} is a JSON {_json_kind(text)}; a text must be a string")
     return text
 
 
-def _checked_id(lines: _LineReader, record: dict[str, Any], column: str) -> RecordId:
-    value = _checked_value(lines, record, column, "--id-column (id_column=)")
+def _checked_id(lines: _LineReader, record: dict[str, Any], column: Column) -> RecordId:
+    value = _checked_value(lines, record, column)
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise lines.error(
-            f"{column!r} is a JSON {_json_kind(value)}; an id must be a string or an integer"
+            f"{column.name!r} is a JSON {_json_kind(value)}; {column.one} must be a string or an "
+            "integer"
         )
     return value
 
 
-def _checked_value(lines: _LineReader, record: dict[str, Any], column: str, option: str) -> Any:
-    if column not in record:
+def _checked_value(lines: _LineReader, record: dict[str, Any], column: Column) -> Any:
+    if column.name not in record:
         raise lines.error(
-            f"no key {column!r}; the keys are {_listed(record)}: name one with {option}"
+            f"no key {column.name!r}; the keys are {_listed(record)}: name one with {column.option}"
         )
-    return record[column]
+    return record[column.name]
 
 
 def _json_kind(value: Any) -> str:
@@ -270,14 +297,14 @@ def _json_kind(value: Any) -> str:
 
 
 def _csv_records(
-    lines: _LineReader, text_column: str, id_column: str | None
+    lines: _LineReader, text_column: Column, id_column: Column | None
 ) -> Generator[Records, None, None]:
     rows = _csv_rows(lines)
     _, header = next(rows, (1, []))
-    text_at = _column_index(lines, header, text_column, "--text-column (text_column=)")
+    text_at = _column_index(lines, header, text_column)
     id_at = None
     if id_column is not None:
-        id_at = _column_index(lines, header, id_column, "--id-column (id_column=)")
+        id_at = _column_index(lines, header, id_column)
     texts: list[str] = []
     ids: list[RecordId] = []
     characters = 0
@@ -324,12 +351,15 @@ def _csv_rows(lines: _LineReader) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(before)
 
 
-def _column_index(lines: _LineReader, header: list[str], column: str, option: str) -> int:
+def _column_index(lines: _LineReader, header: list[str], wanted: Column) -> int:
+    column = wanted.name
     if not header:
         raise lines.error("no header; the first line must name the columns", 1)
     if column not in header:
         raise lines.error(
-            f"no column {column!r}; the columns are {_listed(header)}: name one with {option}", 1
+            f"no column {column!r}; the columns are {_listed(header)}: name one with "
+            f"{wanted.option}",
+            1,
         )
     if header.count(column) > 1:
         raise lines.error(f"{header.count(column)} columns are named {column!r}: rename one", 1)
@@ -357,7 +387,9 @@ def import_pyarrow(purpose: str) -> Any:
 
 
 @contextmanager
-def _open_parquet(name: str, text_column: str, id_column: str | None) -> Iterator[RecordSource]:
+def _open_parquet(
+    name: str, text_column: Column, id_column: Column | None
+) -> Iterator[RecordSource]:
     parquet = import_pyarrow("reading .parquet")
     import pyarrow
 
@@ -367,41 +399,39 @@ def _open_parquet(name: str, text_column: str, id_column: str | None) -> Iterato
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"{name}: not a parquet file ({error})") from None
     with opened:
-        _check_parquet_column(name, opened, text_column, "--text-column (text_column=)", ids=False)
+        _check_parquet_column(name, opened, text_column)
         if id_column is not None:
-            _check_parquet_column(name, opened, id_column, "--id-column (id_column=)", ids=True)
+            _check_parquet_column(name, opened, id_column)
         rows = opened.metadata.num_rows
         with closing(_parquet_records(name, opened, text_column, id_column)) as blocks:
             yield RecordSource(name, "rows", rows, blocks)
 
 
-def _check_parquet_column(name: str, opened: Any, column: str, option: str, *, ids: bool) -> None:
+def _check_parquet_column(name: str, opened: Any, wanted: Column) -> None:
     from pyarrow import types
 
-    schema = opened.schema_arrow
+    schema, column, ids = opened.schema_arrow, wanted.name, wanted.role != "text"
     if schema.names.count(column) != 1:
         raise InputError(
             f"{name}: {schema.names.count(column) or 'no'} column {column!r}; the columns are "
-            f"{_listed(schema.names)}: name one with {option}"
+            f"{_listed(schema.names)}: name one with {wanted.option}"
         )
     kind = schema.field(column).type
     if types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_string(kind) or types.is_large_string(kind) or (ids and types.is_integer(kind)):
         return
-    wanted = "strings or integers" if ids else "strings"
-    raise InputError(
-        f"{name}: column {column!r} holds {kind}; {'ids' if ids else 'texts'} must be {wanted}"
-    )
+    allowed = "strings or integers" if ids else "strings"
+    raise InputError(f"{name}: column {column!r} holds {kind}; {wanted.role}s must be {allowed}")
 
 
 def _parquet_records(
-    name: str, opened: Any, text_column: str, id_column: str | None
+    name: str, opened: Any, text_column: Column, id_column: Column | None
 ) -> Generator[Records, None, None]:
     import pyarrow
 
     row = 0
-    columns = [text_column] if id_column is None else [text_column, id_column]
+    columns = [text_column.name] if id_column is None else [text_column.name, id_column.name]
     try:
         for batch in opened.iter_batches(batch_size=_BLOCK_ROWS, columns=columns):
             for column in columns:
@@ -412,8 +442,8 @@ def _parquet_records(
                         "the row"
                     )
             row += batch.num_rows
-            ids = None if id_column is None else batch.column(id_column).to_pylist()
-            yield Records(batch.column(text_column).to_pylist(), ids, row)
+            ids = None if id_column is None else batch.column(id_column.name).to_pylist()
+            yield Records(batch.column(text_column.name).to_pylist(), ids, row)
     except UnicodeDecodeError:
         raise InputError(f"{name}, at row {row} or soon before: text that is not UTF-8") from None
     except pyarrow.ArrowException as error:

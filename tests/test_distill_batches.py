@@ -107,14 +107,16 @@ def test_tokenises_what_has_tokens(tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path)
     tokenizer = TextTokenizer.from_folder(tmp_path, 40)
     assert tokenizer is not None
-    texts = ["ab c", "", "x" * 99]
-    corpus = tokenised(Texts(texts, None, "texts"), tokenizer, np.array([4, 5, 6]))
-    alone = [tokenizer([text]).ids.tolist() for text in texts]
-    assert [corpus.ids_of(np.array([row])).tolist() for row in range(3)] == alone
-    assert corpus.ids_of(np.array([2, 0])).tolist() == alone[2] + alone[0]
+    texts = ["ab c", "", "x" * 99, " \t "]
+    corpus = tokenised(Texts(texts, None, "texts"), tokenizer, np.array([4, 5, 6, 7]))
+    alone = [tokenizer([texts[row]]).ids.tolist() for row in (0, 2)]  # blanks teach nothing
+    assert [corpus.ids_of(np.array([row])).tolist() for row in range(2)] == alone
+    assert corpus.ids_of(np.array([1, 0])).tolist() == alone[1] + alone[0]
     assert corpus.truncated == 1
     assert corpus.labels is not None
-    assert corpus.labels.tolist() == [4, 5, 6]
+    assert corpus.labels.tolist() == [4, 6]
+    with pytest.raises(InputError, match="texts: no texts, only blanks"):
+        tokenised(Texts(["", " "], None, "texts"), tokenizer, None)
 
 
 # --- masking --------------------------------------------------------------------------------------

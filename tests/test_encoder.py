@@ -493,6 +493,19 @@ def test_lines_elsewhere(monkeypatch):
     assert "\r" not in stream.getvalue()
 
 
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_notes_and_lines_of_their_own(stream, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    with progress.Progress(True, 10, stream=stream) as shown:
+        shown.update(5, 100, note="loss 0.25")
+        shown.say("step 5, held-out texts: loss 0.3")
+    assert "left, loss 0.25" in stream.getvalue()
+    assert "step 5, held-out texts: loss 0.3\n" in stream.getvalue()
+    quiet = io.StringIO()
+    progress.Progress(False, 10, stream=quiet).say("nobody asked")
+    assert not quiet.getvalue()
+
+
 def test_a_total_that_is_not_known(monkeypatch):
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
     stream = io.StringIO()

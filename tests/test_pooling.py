@@ -56,6 +56,14 @@ def test_low_precision_is_added_up_in_float32(pooling: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
+def test_float64_stays(pooling: str) -> None:
+    hidden, cu_seqlens = packed([7, 0, 3])
+    got = pool(hidden.double(), cu_seqlens, pooling)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got.float(), pool(hidden, cu_seqlens, pooling))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_no_sequences(pooling: str) -> None:
     assert pool(torch.zeros(0, 48), torch.tensor([0]), pooling, normalize=True).shape == (0, 48)
 

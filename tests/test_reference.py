@@ -232,6 +232,16 @@ def test_autocast_around_the_caller_does_not_change_the_precision() -> None:
         assert torch.equal(program.run(batch), plain)
 
 
+def test_neighbours_of_one_length_do_not_see_each_other() -> None:
+    """They go through one product; alone each goes through its own."""
+    _, _, program = prepared("fp32")
+    lengths = [3, 3, 3, 5, 0, 0, 5, 3, 1, 1, 5]
+    batch = packed(lengths)
+    rows = batch.input_ids.split(lengths)
+    alone = [program.run(pack_ids([row.tolist()])) for row in rows]
+    assert_fp32_budget(program.run(batch), torch.cat(alone))
+
+
 def test_nothing_to_do() -> None:
     config, _, program = prepared("fp32")
     assert program.run(pack_ids([])).shape == (0, config.hidden_size)

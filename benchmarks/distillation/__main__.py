@@ -39,6 +39,7 @@ from benchmarks.distillation import (
 from benchmarks.distillation.report import report
 from fastdistil.bench.environment import environment
 from fastdistil.bench.peers import known_names
+from fastdistil.text_io import UsageError
 
 PARTS = ("embedding", "classifier", "masked-words", "teacher-cost")
 
@@ -63,9 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     kept = options.folder or (None if options.quick else CLASSIFIER)
     try:
+        if kept is not None:
+            classifier.check_kept(kept)
         results = measure(options.only, kept, quick=options.quick)
     except LookupError as missing:
         sys.exit(f"distillation: {missing}")
+    except UsageError as mistake:
+        sys.exit(f"distillation: {mistake}")
     except ImportError as missing:
         sys.exit(f"distillation: {missing}; `make distill-demo` installs everything")
     print(report(results))

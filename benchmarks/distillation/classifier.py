@@ -16,17 +16,21 @@ from benchmarks.distillation.runs import distilled
 from examples import classify_reviews
 from examples.classify_reviews import Reviews
 from fastdistil.bench.timing import say
+from fastdistil.run_folder import check_new_folder
+from fastdistil.sentence_settings import read_json
 
 SETTINGS: dict[str, Any] = {
     "objective": "classification",
     "learning_rate": 3e-4,
     "batch_tokens": 1024,
     "train_embeddings": False,
+    "evaluate_every": 200,
 }
-DISTILLED, ALONE = "labels and teacher", "labels alone"
+# What differs is the soft labels, and nothing else.
+DISTILLED, ALONE = "labels and soft labels", "labels alone"
 WAYS: dict[str, dict[str, float]] = {
-    DISTILLED: {},
-    ALONE: {"soft_weight": 0.0, "hidden_weight": 0.0},
+    DISTILLED: {"hidden_weight": 0.0},
+    ALONE: {"hidden_weight": 0.0, "soft_weight": 0.0},
 }
 
 
@@ -154,8 +158,20 @@ def compared(some: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[float, f
     return 100 * float(gains.mean()), 100 * float(gains.std() / np.sqrt(len(gains)))
 
 
+def check_kept(folder: Path) -> None:
+    """Refuse to replace what is no classifier of ours.
+
+    Raises:
+        UsageError: something else lies there.
+    """
+    config = read_json(folder / "config.json") if folder.is_dir() else {}
+    if config.get("architectures") != ["DistilBertForSequenceClassification"]:
+        check_new_folder(folder, "--folder")
+
+
 def keep(student: Path, folder: Path) -> None:
     """Put a copy there, in place of what is there."""
+    check_kept(folder)
     aside = folder.with_name(folder.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(student, aside)

@@ -103,7 +103,7 @@ def measure(amount: Amount, work: Path) -> dict[str, Any]:
 
 def sentences(amount: Amount) -> tuple[list[str], list[str]]:
     """Held-out ones, and those to train on. Any prefix of the corpus is a fair sample of it."""
-    texts = real_sentences()[: amount.sentences]
+    texts = real_sentences(2 * amount.held_out)[: amount.sentences]
     return texts[: amount.held_out], texts[amount.held_out :]
 
 
@@ -113,7 +113,7 @@ def first_student(teacher: Path, folder: Path) -> Path:
     layers = students.chosen_layers(None, checkpoint.config.num_layers)
     config = students.student_config(checkpoint.config, layers)
     encoder = students.new_encoder(config, students.first_weights(checkpoint, layers))
-    write_checkpoint(folder, students.Student(encoder, None), teacher, checkpoint.hf_config)
+    write_checkpoint(folder, students.Student(encoder, None), teacher)
     write_sentence_settings(folder, teacher, read_sentence_settings(teacher))
     return folder
 

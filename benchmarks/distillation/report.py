@@ -8,13 +8,16 @@ from typing import Any
 
 from benchmarks.distillation import classifier, goals, masked_words, teacher_cost
 from benchmarks.distillation.likeness import NEIGHBOURS
-from benchmarks.paper.table import PAPER_SECONDS, STUDENT, TEACHER
+from benchmarks.paper.table import PAPER_MILLIONS, PAPER_SECONDS, STUDENT, TEACHER
 from fastdistil.bench.environment import describe
 from fastdistil.bench.tables import markdown_table
 from fastdistil.bench.timing import Timing, ratio
 
 # Table 1 to 3 of Sanh et al., arXiv 1910.01108: layers, millions of parameters, mean of GLUE.
-PAPER = {TEACHER: (12, 110, 79.5), STUDENT: (6, 66, 77.0)}
+PAPER = {
+    TEACHER: (12, PAPER_MILLIONS[TEACHER], 79.5),
+    STUDENT: (6, PAPER_MILLIONS[STUDENT], 77.0),
+}
 _EAGER = "eager PyTorch fp32"
 _OURS = "all-MiniLM-L6-v2"
 
@@ -228,7 +231,7 @@ def classifier_tables(part: Part) -> Iterator[str]:
         f"**2. A classifier of film reviews.** The teacher is {_OURS} fine-tuned "
         "(`python -m examples.classify_reviews`). Both students begin with the same three of its "
         f"layers and learn the same {sides['train']:,} sentences, {_training(run)}; one from "
-        "people's labels alone, the other from the teacher's probabilities and hidden states, too. "
+        "people's labels alone, the other from the teacher's probabilities (soft labels), too. "
         "The teacher was trained on the same sentences."
     )
     header = ("model", "test accuracy", "spread", "by seed", "labels as the teacher's")

@@ -8,7 +8,7 @@ once; attention takes sequences of one length at a time, so there is no mask and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -22,6 +22,9 @@ from ..pooling import check_pooling, pool
 from .base import DEFAULT_OPTIONS, EngineOptions, Program, check_rows
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Attention scores of a product: 32 MB in float32, or what one sequence takes.
+_MOST_SCORES = 1 << 23
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -92,7 +95,7 @@ def _attention(
     sequences of a length side by side (training does) waits for few of them.
     """
     scale = 1.0 / math.sqrt(config.head_dim)
-    runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths) if length]
+    runs = list(_runs(lengths, config.num_heads))
     sizes = [length * count for length, count in runs]
     contexts = []
     for (length, count), *parts in zip(
@@ -103,6 +106,16 @@ def _attention(
         weights = torch.softmax(scores, dim=-1, dtype=_wide(scores.dtype)).to(v.dtype)
         contexts.append((weights @ v).transpose(1, 2).reshape(count * length, -1))
     return torch.cat(contexts) if contexts else query
+
+
+def _runs(lengths: Sequence[int], num_heads: int) -> Iterator[tuple[int, int]]:
+    """Lengths, and how many neighbours of that length; no more than there is room for scores."""
+    for length, run in groupby(lengths):
+        left = sum(1 for _ in run) if length else 0
+        most = max(_MOST_SCORES // (num_heads * length * length), 1) if length else 0
+        while left > 0:
+            yield length, min(left, most)
+            left -= most
 
 
 def _layer_norm(

@@ -128,6 +128,9 @@ class StepPlan:
         planned = sum(self._counts)
         self.total = planned if max_steps is None else min(planned, max_steps)
         """Steps of the whole run."""
+        ends = np.cumsum(self._counts)
+        self.epochs = int(np.searchsorted(ends, self.total)) + 1
+        """Epochs that it comes to, the last one maybe not to its end."""
 
     def after(self, done: int) -> Iterator[Step]:
         """The steps that are left after the first `done`."""

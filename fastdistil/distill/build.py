@@ -46,7 +46,14 @@ def make_student(
         weights = {name: tensor.float() for name, tensor in own.state_dict.items()}
         encoder = students.new_encoder(config, weights)
     if settings.objective == "mlm":
-        return Student(encoder, students.masked_lm_head(config, own or teacher)), layers
+        has_head = own is not None and "vocab_transform.weight" in own.head
+        if own is not None and not has_head and config.hidden_size != teacher.config.hidden_size:
+            raise ValueError(
+                f"student: {begin_with} has no masked-LM head, and the teacher's is of another "
+                "width; give one that has"
+            )
+        source = own if own is not None and has_head else teacher
+        return Student(encoder, students.masked_lm_head(config, source)), layers
     if settings.objective == "classification":
         assert inputs.labels is not None
         head = students.classification_head(
@@ -72,10 +79,18 @@ def _own_student(inputs: Inputs, begin_with: str | Path, settings: Settings) -> 
     tokenizer = TextTokenizer.from_folder(own.folder, ours.max_positions)
     if tokenizer is not None:
         _check_same_tokens(tokenizer, inputs.tokenizer)
-    if ours.hidden_size != theirs.hidden_size and settings.hidden_weight != 0:
+    if ours.max_positions < inputs.tokenizer.max_length:
+        raise ValueError(
+            f"student: it takes {ours.max_positions} tokens, but texts may have "
+            f"{inputs.tokenizer.max_length}; give max_length={ours.max_positions}"
+        )
+    if ours.hidden_size != theirs.hidden_size and (
+        settings.hidden_weight != 0 or settings.objective == "embedding"
+    ):
+        cure = "" if settings.objective == "embedding" else "hidden_weight=0, or "
         raise ValueError(
             f"student: its hidden states have {ours.hidden_size} numbers, the teacher's "
-            f"{theirs.hidden_size}: they cannot be compared; give hidden_weight=0, or another"
+            f"{theirs.hidden_size}: they cannot be compared; give {cure}another student"
         )
     return own
 
@@ -122,6 +137,11 @@ def make_objective(inputs: Inputs, settings: Settings, device: torch.device) -> 
             "texts of one label each"
         )
     head = sequence_classification_head(inputs.checkpoint).to(device)
+    if head.outputs < 2:
+        raise ValueError(
+            "teacher: its head has one output, a number to each text; the classification objective "
+            "is for labels, two or more"
+        )
     return ClassificationObjective(settings, head, inputs.corpus.labels is not None)
 
 
@@ -132,7 +152,7 @@ def open_source(training: Training, folder: str | Path | None, shown: bool) -> I
         yield training.eval_source
         return
     place = Path(os.path.realpath(Path(folder).expanduser()))
-    numbers = {training.masking_of(epoch) for epoch in range(training.settings.epochs)}
+    numbers = {training.masking_of(epoch) for epoch in range(training.plan.epochs)}
     with TeacherCache(
         training.eval_source, place, training.corpus, training.masking, len(numbers), shown
     ) as cache:

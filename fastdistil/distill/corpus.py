@@ -1,6 +1,6 @@
 """Texts to learn from: read, split into those to train on and those held out, and tokenised.
 
-Token ids stay in memory, four bytes a token; the texts themselves do not.
+Token ids stay in memory, four bytes a token; the texts only until they are tokenised.
 """
 
 from __future__ import annotations
@@ -100,13 +100,17 @@ def read_texts(
     if isinstance(source, str | Path):
         if labels is not None:
             raise ValueError("labels: given beside a file; name the file's with label_column")
-        with open_records(source, input_format, text_column, label_column) as records:
+        with open_records(source, input_format, text_column, label_column, "label") as records:
             blocks = list(records.blocks)
             texts = [text for block in blocks for text in block.texts]
             found = [one for block in blocks for one in block.ids or ()]
         if not texts:
             raise InputError(f"{records.name}: no texts; a text a line or a row is wanted")
         return Texts(texts, found if label_column is not None else None, records.name)
+    named = {"input_format": input_format, "text_column": text_column}
+    for option, value in (named | {"label_column": label_column}).items():
+        if value is not None:
+            raise ValueError(f"{option}: got {value!r}, but {name} is no file; leave it out")
     texts = list(source)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -142,13 +146,30 @@ def split_held_out(texts: Texts, share: float) -> tuple[Texts, Texts | None]:
     return texts.take(np.flatnonzero(~held)), texts.take(np.flatnonzero(held))
 
 
+def without(texts: Texts, others: Texts) -> Texts:
+    """The texts that are none of the others, whatever blanks are around them.
+
+    Raises:
+        ValueError: none is left.
+    """
+    known = {text.strip() for text in others.texts}
+    rows = [row for row, text in enumerate(texts.texts) if text.strip() not in known]
+    if not rows:
+        raise ValueError(
+            f"eval_texts: all of {texts.source} are among them, so none is left to train on"
+        )
+    return texts.take(np.array(rows, np.int64))
+
+
 def _place(text: str) -> int:
-    digest = hashlib.sha256(b"held out?" + text.encode("utf-8", "surrogatepass")).digest()
+    """By what a tokenizer makes of it: blanks around it are no other text."""
+    known = text.strip().encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(b"held out?" + known).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def tokenised(texts: Texts, tokenizer: TextTokenizer, labels: NDArray[np.int64] | None) -> Corpus:
-    """A corpus of texts; those without a single token are left out.
+    """A corpus of texts; those without a token of their own (blank lines) are left out.
 
     Args:
         labels: [N], the numbers of the texts' labels.
@@ -160,9 +181,9 @@ def tokenised(texts: Texts, tokenizer: TextTokenizer, labels: NDArray[np.int64] 
         parts = list(chunks)
     lengths = np.concatenate([part.lengths for part in parts])
     ids = np.concatenate([part.ids for part in parts])
-    if not len(ids):
-        raise InputError(f"{texts.source}: no text has a token")
-    some = lengths > 0
+    some = lengths > tokenizer.uncut().num_special_tokens_to_add(False)
+    if not some.any():
+        raise InputError(f"{texts.source}: no texts, only blanks; a text a line or a row is wanted")
     return Corpus(
         ids,
         (np.cumsum(lengths) - lengths)[some],

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .._version import __version__
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, add_to_digest
 from ..progress import Progress
-from ..run_folder import RunFolder, check_new_folder, full_disk_explained, partial_folder
+from ..run_folder import (
+    RunFolder,
+    atomic_file,
+    check_new_folder,
+    full_disk_explained,
+    partial_folder,
+    sync_folder,
+)
+from ..text_io import UsageError
 from .batches import StepPlan
 from .build import make_masking, make_objective, make_student, open_source, student_precision
 from .card import Facts, model_card
@@ -25,9 +34,10 @@ from .corpus import Label
 from .inputs import Inputs, read_inputs
 from .log import TrainingLog
 from .plot import plot
-from .result import write_checkpoint, write_sentence_settings
+from .result import copy_file, write_checkpoint, write_sentence_settings
 from .settings import Settings, Summary
 from .state import StateFile
+from .student import Student
 from .teacher import Teacher
 from .training import Trained, Training, columns, train
 
@@ -96,18 +106,20 @@ def distill(
     asked = Settings(**settings)
     output = Path(os.path.realpath(Path(out).expanduser()))
     check_new_folder(output, "out")
-    place = torch.device("cpu" if device is None else device)
+    _check_cache(output, teacher_cache)
+    place = _device(device)
     shown = sys.stderr.isatty() if show_progress is None else show_progress
     of_files = (input_format, text_column, label_column)
     inputs, asked = read_inputs(
-        teacher, (texts, labels), (eval_texts, eval_labels), of_files, asked
+        teacher, (texts, labels), (eval_texts, eval_labels), of_files, asked, place
     )
     learner, layers = make_student(inputs, student, asked)
+    runner = Teacher(inputs.checkpoint, place, asked.teacher_precision)
     training = Training(
-        student=learner,
+        student=learner.to(place),
         objective=make_objective(inputs, asked, place),
         settings=asked,
-        source=(runner := Teacher(inputs.checkpoint, place, asked.teacher_precision)),
+        source=runner,
         eval_source=runner,
         corpus=inputs.corpus,
         held_out=inputs.held_out,
@@ -120,7 +132,7 @@ def distill(
     output.parent.mkdir(parents=True, exist_ok=True)
     with DistillFolder(partial_folder(output)) as work:
         with full_disk_explained(work.folder):
-            work.begin(_manifest(training, layers, student), resume=resume)
+            work.begin(_manifest(training, inputs, layers), resume=resume)
         with (
             open_source(training, teacher_cache, shown) as training.source,
             full_disk_explained(work.folder),
@@ -131,6 +143,24 @@ def distill(
         with full_disk_explained(work.folder):
             _finish(work, output, training, inputs, facts)
     return summary
+
+
+def _check_cache(output: Path, folder: str | Path | None) -> None:
+    """The cache is there before OUT is, which would then hold something."""
+    if folder is not None:
+        place = Path(os.path.realpath(Path(folder).expanduser()))
+        if place == output or output in place.parents:
+            raise UsageError(f"teacher_cache: {place} is in {output}, which is made at the end")
+
+
+def _device(asked: torch.device | str | None) -> torch.device:
+    """The device, found to be there before anything takes long."""
+    try:
+        device = torch.device("cpu" if asked is None else asked)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: {asked} cannot be used here ({error})") from None
+    return device
 
 
 def _plan(inputs: Inputs, settings: Settings) -> StepPlan:
@@ -144,9 +174,7 @@ def _plan(inputs: Inputs, settings: Settings) -> StepPlan:
     )
 
 
-def _manifest(
-    training: Training, layers: tuple[int, ...], student: str | Path | None
-) -> Mapping[str, Any]:
+def _manifest(training: Training, inputs: Inputs, layers: tuple[int, ...]) -> Mapping[str, Any]:
     """What decides the weights."""
     engine = training.eval_source.engine()
     values = training.settings.to_json()
@@ -158,13 +186,22 @@ def _manifest(
         "teacher": training.eval_source.fingerprint(),
         "texts": training.corpus.digest(),
         "held-out texts": None if held_out is None else held_out.digest(),
-        "student": None if student is None else str(student),
+        "first weights": _digest_of(training.student),
+        "pooling": [inputs.sentence.pooling, inputs.sentence.normalize],
+        "masking": None if training.masking is None else asdict(training.masking),
         **values,
         "layers": list(layers),
         "precision": training.precision,
         "device": training.device.type,
         **{f"teacher's {name}": engine[name] for name in ("precision", "instruction_set")},
     }
+
+
+def _digest_of(student: Student) -> str:
+    """A hash of its weights."""
+    digest = hashlib.sha256()
+    add_to_digest(digest, student.state_dict())
+    return digest.hexdigest()
 
 
 def _train(training: Training, folder: Path, shown: bool) -> Trained:
@@ -198,8 +235,10 @@ def _summary(output: Path, training: Training, trained: Trained, inputs: Inputs)
 
 def _parameters(checkpoint: Checkpoint) -> int:
     """Numbers in a checkpoint's weights, those of its head included."""
-    tensors = [*checkpoint.state_dict.values(), *checkpoint.head.values()]
-    return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+    words = checkpoint.state_dict["embeddings.word_embeddings.weight"]
+    head = [tensor for tensor in checkpoint.head.values() if tensor.is_floating_point()]
+    own = [t for t in head if t.shape != words.shape or not torch.equal(t, words)]  # not the tied
+    return sum(tensor.numel() for tensor in [*checkpoint.state_dict.values(), *own])
 
 
 def _facts(
@@ -243,13 +282,15 @@ def _finish(
     """Puts the folder together beside OUT and renames it."""
     result = work.folder / _RESULT
     shutil.rmtree(result, ignore_errors=True)  # of a run that was killed in here
-    write_checkpoint(result, training.student, inputs.folder, inputs.checkpoint.hf_config)
+    write_checkpoint(result, training.student, inputs.folder, inputs.labels)
     if training.objective.name == "embedding":
         write_sentence_settings(result, inputs.folder, inputs.sentence)
-    shutil.copyfile(work.folder / _LOG, result / _LOG)
+    copy_file(work.folder / _LOG, result / _LOG)
     drawn = plot(result / _LOG, result / _PLOT)
     card = model_card(replace(facts, image=_PLOT if drawn else None))
-    (result / "README.md").write_text(card, encoding="utf-8")
+    with atomic_file(result / "README.md") as stream:
+        stream.write(card.encode())
     check_new_folder(output, "out")
     os.replace(result, output)
+    sync_folder(output.parent)  # before the state goes, from which it could be made again
     work.remove()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
 from ..run_folder import atomic_file
-from ..sentence_settings import SentenceSettings, read_json
+from ..sentence_settings import SentenceSettings, read_json, transformer_settings
+from ..tasks.labels import Labels
 from ..tokenization import token_text
 from .student import ClassificationHead, MaskedLMHead, Student
 
@@ -27,27 +27,30 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
 )
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-# Of the teacher's config.json, what a student of the same task keeps.
-_KEPT = ("id2label", "label2id", "problem_type")
+# What says where a tokenizer once lay, or names code.
+_NOT_CARRIED = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "auto_map")
+_ANY_TOKENIZER = "PreTrainedTokenizerFast"
 _ROLES = ("unk", "sep", "pad", "cls", "mask")
 
 
 def write_checkpoint(
-    folder: Path, student: Student, teacher: Path, config: Mapping[str, Any]
+    folder: Path, student: Student, teacher: Path, labels: Labels | None = None
 ) -> None:
     """config.json, model.safetensors and the tokenizer's files.
 
     Args:
         folder: made; what is in it is replaced.
         teacher: the folder whose tokenizer is carried along.
-        config: the teacher's config.json.
+        labels: the names of a classifier's outputs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values = student.encoder.config.to_hf()
     values["architectures"] = [_ARCHITECTURES[type(student.head)]]
     values["dtype"] = "float32"
-    if isinstance(student.head, ClassificationHead):
-        values |= {name: config[name] for name in _KEPT if config.get(name) is not None}
+    if labels is not None:
+        values["id2label"] = {str(number): name for number, name in enumerate(labels.names)}
+        values["label2id"] = {name: number for number, name in enumerate(labels.names)}
+        values["problem_type"] = labels.problem_type
     if isinstance(student.head, MaskedLMHead):
         values["tie_word_embeddings"] = not student.head.untied
     write_json(folder / "config.json", values)
@@ -83,8 +86,14 @@ def write_sentence_settings(folder: Path, teacher: Path, settings: SentenceSetti
         pooling[f"pooling_mode_{flag}"] = mode == settings.pooling
     (folder / "1_Pooling").mkdir(exist_ok=True)
     write_json(folder / "1_Pooling" / "config.json", pooling)
-    if (teacher / "sentence_bert_config.json").is_file():
-        shutil.copyfile(teacher / "sentence_bert_config.json", folder / "sentence_bert_config.json")
+    if limits := transformer_settings(teacher):
+        write_json(folder / "sentence_bert_config.json", limits)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A copy that is on the disk."""
+    with open(source, "rb") as opened, atomic_file(target) as stream:
+        shutil.copyfileobj(opened, stream)
 
 
 def write_json(file: Path, values: Any) -> None:
@@ -94,16 +103,22 @@ def write_json(file: Path, values: Any) -> None:
 
 
 def _carry_tokenizer(teacher: Path, folder: Path) -> None:
-    """The teacher's tokenizer under DistilBERT's name: the same ids, no segment ids.
+    """The teacher's tokenizer, BERT's under DistilBERT's name: the same ids, no segment ids.
 
     A BERT's says that models want segment ids (token_type_ids), which DistilBERT does not take.
+    Another class's stays what it is: transformers takes from the class how words are split.
     """
     for name in _TOKENIZER_FILES:
         if (teacher / name).is_file():
-            shutil.copyfile(teacher / name, folder / name)
+            copy_file(teacher / name, folder / name)
     settings = read_json(teacher / _TOKENIZER_CONFIG)
-    settings.pop("name_or_path", None)
-    settings["tokenizer_class"] = "DistilBertTokenizer"
+    for name in _NOT_CARRIED:
+        settings.pop(name, None)
+    named = str(settings.get("tokenizer_class", "BertTokenizer")).removesuffix("Fast")
+    if named in ("BertTokenizer", "DistilBertTokenizer"):
+        kind = read_json(folder / "tokenizer.json").get("model", {}).get("type", "WordPiece")
+        is_bert = kind == "WordPiece"
+        settings["tokenizer_class"] = "DistilBertTokenizer" if is_bert else _ANY_TOKENIZER
     settings["model_input_names"] = ["input_ids", "attention_mask"]
     special = read_json(teacher / "special_tokens_map.json")
     for role in _ROLES:

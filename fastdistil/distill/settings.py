@@ -121,7 +121,8 @@ class Summary:
         resumed_step: where this run went on; 0: it began at the beginning.
         teacher_seconds: those of `seconds` in which the teacher ran.
         training_texts: how many there were.
-        eval_texts: how many texts were evaluated on; none of them was trained on.
+        eval_texts: how many texts were evaluated on; none of them was trained on, blanks around
+            them aside.
         parameters: numbers in the student's weights.
         teacher_parameters: numbers in the teacher's.
         before: the evaluation of the student's first weights, by metric.

@@ -190,12 +190,14 @@ def classification_head(
     """A DistilBERT's own head, copied; a new one for what has none that fits.
 
     Args:
-        source: whose head is copied if it is a DistilBERT's. A BERT's reads what its pooler makes
-            of the first token, and that is dropped.
+        source: whose head is copied if it is a DistilBERT's with as many labels. A BERT's reads
+            what its pooler makes of the first token, and that is dropped.
     """
     head = ClassificationHead(config, labels)
-    if source is not None and source.config.model_type == "distilbert" and source.head:
-        head.load_state_dict({name: t.float().clone() for name, t in source.head.items()})
+    found = {} if source is None else source.head
+    shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    if shapes == {name: found[name].shape for name in shapes if name in found}:
+        head.load_state_dict({name: found[name].float().clone() for name in shapes})
         return head
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
+from dataclasses import asdict
 from typing import Protocol
 
 import torch
@@ -67,8 +69,9 @@ class Teacher:
         return self.model.explain()
 
     def fingerprint(self) -> str:
-        """A hash of its weights, the head's included."""
-        digest = hashlib.sha256()
+        """A hash of its config and weights, the head's included."""
+        sizes = json.dumps(asdict(self._checkpoint.config), sort_keys=True)
+        digest = hashlib.sha256(sizes.encode())
         add_to_digest(digest, self._checkpoint.state_dict)
         add_to_digest(digest, self._checkpoint.head)
         return digest.hexdigest()

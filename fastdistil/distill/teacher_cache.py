@@ -117,7 +117,7 @@ class TeacherCache:
             "fastdistil": __version__,
             "teacher": self._teacher.fingerprint(),
             **{name: engine[name] for name in ("backend", "precision", "instruction_set")},
-            "masking": None if rule is None else [rule.seed, rule.probability],
+            "masking": None if rule is None else [rule.seed, rule.probability, rule.mask_id],
         }
 
     def _complete(self) -> None:
@@ -129,15 +129,15 @@ class TeacherCache:
                 texts = self._blocks[index % len(self._blocks)]
                 tokens = int(self._corpus.lengths[texts].sum())
                 done += tokens
-                if self._is_there(index, texts):
+                if self._ensured(index, texts):
                     progress.skip(len(texts), done)
                 else:
                     progress.update(len(texts), tokens, done)
                     self.computed += tokens
         self.seconds += time.monotonic() - self._teacher.seconds - start
 
-    def _is_there(self, index: int, texts: NDArray[np.int64]) -> bool:
-        """Whether a shard was there already; it is now."""
+    def _ensured(self, index: int, texts: NDArray[np.int64]) -> bool:
+        """Makes sure that a shard is there; whether it was already."""
         pieces = list(self._pieces(texts, index // len(self._blocks)))
         digest = _digest(pieces)
         if self._store.find(index, digest) is not None and self._store.check(index):

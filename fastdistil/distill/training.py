@@ -12,7 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,8 @@ from .teacher import Source, Teacher
 # As DistilBERT's authors train.
 _BETAS, _EPS = (0.9, 0.98), 1e-6
 _EVALUATIONS = 10
+# Of a long step's work: then it is saved before `checkpoint_every` steps are over.
+_MOST_SECONDS_TO_LOSE = 60.0
 # An evaluation keeps no activations, so its batches may be larger.
 _EVALUATION_TOKENS = 8192
 # The masking that held-out texts are asked with, every time; training's count from 0.
@@ -124,8 +126,8 @@ def train(training: Training, states: StateFile, log: TrainingLog, progress: Pro
         progress.skip(0, resumed)
     else:
         _write(log, {STEP: 0, "epoch": 0, "tokens": 0}, evaluate(training), progress)
-    every = settings.evaluate_every or max(total // _EVALUATIONS, 1)
-    tokens = state.tokens
+    every = settings.evaluate_every or -(-total // _EVALUATIONS)
+    tokens, saved = state.tokens, time.monotonic()
     for step in training.plan.after(resumed):
         texts, row = _take(training, optimizer, step)
         tokens += int(row["tokens"])
@@ -134,9 +136,11 @@ def train(training: Training, states: StateFile, log: TrainingLog, progress: Pro
         state = clock.state(step.number, tokens)
         progress.update(texts, int(row["tokens"]), step.number, f"loss {row[TOTAL]:.4f}")
         _write(log, row | {"tokens": tokens, "seconds": state.seconds}, evaluated, progress)
-        if last or step.number % settings.checkpoint_every == 0:
+        late = time.monotonic() - saved > _MOST_SECONDS_TO_LOSE
+        if last or late or step.number % settings.checkpoint_every == 0:
             log.flush()
             states.save(state, weights, optimizer, names)
+            saved = time.monotonic()
     return Trained(state, resumed, *_evaluations(log))
 
 
@@ -172,6 +176,8 @@ def losses_of(
     teacher = source.hidden(batch) if training.objective.needs_teacher else None
     with training.multiplying():
         hidden = training.student.encoder.forward_packed(batch.packed)
+    # What is measured is measured in float32: bf16 logits often have two largest ones.
+    with nullcontext() if metrics else training.multiplying():
         return training.objective.sums(training.student, hidden, teacher, batch, metrics)
 
 
@@ -258,7 +264,7 @@ def _diverged(step: int, total: float, losses: Mapping[str, float], norm: float)
     return (
         f"step {step}: the loss is {total:.4g} ({each}) and the length of its gradient {norm:.4g}, "
         "which no step can be made of. A smaller learning_rate, a longer warmup or "
-        "precision='fp32' may help"
+        "precision='fp32' may help; with another setting, begin again: --restart (resume=False)"
     )
 
 

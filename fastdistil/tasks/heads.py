@@ -14,16 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends.reference import ACTIVATIONS
 from ..checkpoint import Checkpoint
 from ..config import DISTILBERT_LAYER_NORM_EPS, EncoderConfig
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "tanh": torch.tanh}
 
 
 @dataclass(frozen=True, eq=False)

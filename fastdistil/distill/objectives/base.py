@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from ...tasks.heads import Head
 from ..batches import TrainingBatch
 from ..settings import WEIGHTS, Settings
 from ..student import Student
@@ -77,3 +79,9 @@ def loss_weights(
             "learn; one above 0 is wanted"
         )
     return found
+
+
+def teacher_logits(head: Head, hidden: Tensor) -> Tensor:
+    """What a teacher's head makes of its hidden states [R, D]: float32, whatever runs around it."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float())

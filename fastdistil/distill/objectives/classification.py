@@ -9,7 +9,7 @@ from ..batches import TrainingBatch
 from ..losses import cosine_loss, hard_label_loss, soft_target_loss
 from ..settings import Settings
 from ..student import ClassificationHead, Student
-from .base import loss_weights
+from .base import loss_weights, teacher_logits
 
 
 class ClassificationObjective:
@@ -61,7 +61,7 @@ class ClassificationObjective:
         logits = student.head(hidden[first])
         found = {}
         if teacher is not None:
-            wanted = self._head(teacher[first].float())
+            wanted = teacher_logits(self._head, teacher[first])
             if "soft" in self.weights:
                 found["soft"] = soft_target_loss(logits, wanted, self._temperature)
             if "hidden" in self.weights:

@@ -9,7 +9,7 @@ from ..batches import TrainingBatch
 from ..losses import cosine_loss, hard_label_loss, soft_target_loss
 from ..settings import Settings
 from ..student import MaskedLMHead, Student
-from .base import loss_weights
+from .base import loss_weights, teacher_logits
 
 # Those of the training that made distilbert-base-uncased (Sanh et al.'s own scripts; the paper
 # names the three losses, not their weights), with the temperature 2.
@@ -72,7 +72,7 @@ class MaskedLMObjective:
         logits = student.head(hidden if everywhere else hidden[rows], student.words)
         wanted = None
         if teacher is not None and (soft or metrics):
-            wanted = self._head((teacher if everywhere else teacher[rows]).float())
+            wanted = teacher_logits(self._head, teacher if everywhere else teacher[rows])
         if soft:
             assert wanted is not None
             found["soft"] = soft_target_loss(logits, wanted, self._temperature)
