@@ -159,7 +159,8 @@ pytest: $(VENV)/.installed-dev $(TESTED)
 pytest-transformers4: $(VENV)/.installed-dev $(TESTED) $(TRANSFORMERS4)/.installed
 	HF_HUB_OFFLINE=1 FASTDISTIL_TEST_TRANSFORMERS=4 PYTHONPATH=$(CURDIR)/$(TRANSFORMERS4) \
 		$(BIN)/python -m pytest tests/test_kernels_package.py tests/test_drop_in*.py \
-		tests/test_encoder_decoder.py tests/test_summarization.py tests/test_task_parity.py
+		tests/test_encoder_decoder.py tests/test_summarization.py tests/test_task_parity.py \
+		tests/test_distill.py
 
 # Spark is a download of 450 MB, so `make test` leaves it out. It needs a Java.
 $(SPARK)/.installed: | $(BIN)/python

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from task_checkpoints import write_task_checkpoint
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 import fastdistil
 from fastdistil.bench.sample import sentences
@@ -158,6 +160,41 @@ def test_a_student_pools_as_its_teacher(
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def test_another_kind_of_tokenizer_stays_what_it_is(tmp_path: Path, embedder: Path) -> None:
+    """transformers would rebuild a DistilBertTokenizer's words as WordPieces."""
+    transformers = pytest.importorskip("transformers")
+    letters = {letter for text in TEXTS for letter in text.lower()}
+    pieces = [("[PAD]", 0.0), ("[UNK]", -20.0), ("[CLS]", 0.0), ("[SEP]", 0.0), ("[MASK]", 0.0)]
+    pieces += [(letter, -3.0) for letter in sorted(letters)]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=1))
+    tokenizer.add_special_tokens([token for token, _ in pieces[:5]])
+    tokenizer.save(str(embedder / "tokenizer.json"))
+    (embedder / "vocab.txt").unlink(missing_ok=True)
+    distill(embedder, TEXTS, tmp_path / "out", **{**QUICK, "max_steps": 1})
+    ours = fastdistil.Encoder(tmp_path / "out").require_tokenizer()(TEXTS[:5])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    found = theirs(TEXTS[:5], truncation=True, max_length=64)
+    assert np.concatenate(found["input_ids"]).tolist() == ours.ids.tolist()
+    assert len({*ours.ids.tolist()}) > 20  # and not unknown throughout
+    assert "token_type_ids" not in found
+
+
+def test_labels_keep_their_names(tmp_path: Path) -> None:
+    """A config may only say how many there are."""
+    transformers = pytest.importorskip("transformers")
+    folder = write_task_checkpoint(
+        tmp_path / "teacher", "Bert", HEADS["classification"], num_labels=3
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("id2label")
+    config.pop("label2id")
+    (folder / "config.json").write_text(json.dumps({**config, "num_labels": 3}))
+    distill(folder, TEXTS, tmp_path / "out", **QUICK)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert model.classifier.weight.shape == (3, 48)
+
+
 # --- the same weights -----------------------------------------------------------------------------
 
 
@@ -211,6 +248,26 @@ def test_an_interrupted_run_makes_the_same_weights(
     for row in (row for log in logs for row in log):
         row.pop("seconds")
     assert logs[0] == logs[1]
+
+
+def test_long_steps_are_saved_one_by_one(
+    tmp_path: Path, embedder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = training._take
+
+    def stops(run: Any, optimizer: Any, step: Any) -> Any:
+        if step.number == 4:
+            raise KeyboardInterrupt
+        return take(run, optimizer, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_take", stops)
+        patch.setattr(training, "_MOST_SECONDS_TO_LOSE", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            distill(embedder, TEXTS, tmp_path / "out", **QUICK)
+    assert distill(embedder, TEXTS, tmp_path / "out", **QUICK).resumed_step == 3
+    distill(embedder, TEXTS, tmp_path / "whole", **QUICK)
+    assert_same_weights(tmp_path / "whole", tmp_path / "out")
 
 
 KILLED = """
@@ -289,6 +346,31 @@ def test_goes_on_from_a_student(tmp_path: Path, embedder: Path) -> None:
     second = distill(embedder, TEXTS, tmp_path / "second", student=tmp_path / "first", **QUICK)
     assert second.before["loss"] == pytest.approx(first.after["loss"], rel=1e-4)
     assert second.after["loss"] < second.before["loss"]
+
+
+def test_a_student_with_another_head_gets_a_new_one(tmp_path: Path) -> None:
+    words = write_task_checkpoint(tmp_path / "words", "DistilBert", HEADS["mlm"])
+    teacher = write_task_checkpoint(
+        tmp_path / "teacher", "Bert", HEADS["classification"], num_labels=2
+    )
+    more = write_task_checkpoint(
+        tmp_path / "more", "DistilBert", HEADS["classification"], num_labels=5
+    )
+    for name, student in (("one", words), ("other", more)):
+        distill(teacher, TEXTS, tmp_path / name, student=student, **QUICK)
+        assert weights(tmp_path / name)["classifier.weight"].shape == (2, 48)
+    bare = write_task_checkpoint(tmp_path / "bare", "DistilBert", "Model")
+    masked = write_task_checkpoint(tmp_path / "masked", "Bert", HEADS["mlm"])
+    distill(masked, TEXTS, tmp_path / "third", student=bare, **QUICK)
+    assert "vocab_transform.weight" in weights(tmp_path / "third")
+
+
+def test_texts_to_evaluate_on_are_not_trained_on(tmp_path: Path, embedder: Path) -> None:
+    kept = [f" {text} " for text in TEXTS[:10]]
+    summary = distill(embedder, TEXTS, tmp_path / "out", eval_texts=kept, **QUICK)
+    assert (summary.training_texts, summary.eval_texts) == (len(TEXTS) - 10, 10)
+    with pytest.raises(ValueError, match="eval_texts: all of texts are among them"):
+        distill(embedder, TEXTS, tmp_path / "other", eval_texts=TEXTS, **QUICK)
 
 
 def test_without_a_teacher_it_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +466,43 @@ def test_a_student_that_reads_other_tokens(tmp_path: Path, embedder: Path) -> No
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_student_that_cannot_follow(tmp_path: Path, embedder: Path) -> None:
+    short = write_task_checkpoint(tmp_path / "short", "DistilBert", "Model", positions=12)
+    with pytest.raises(ValueError, match=r"^student: it takes 12 tokens, .* give max_length=12"):
+        distill(embedder, TEXTS, tmp_path / "out", student=short, **QUICK)
+    narrow = write_task_checkpoint(tmp_path / "narrow", "DistilBert", "Model")
+    config = json.loads((narrow / "config.json").read_text())
+    model = fastdistil.DistilBertModel(
+        fastdistil.EncoderConfig(
+            vocab_size=config["vocab_size"],
+            hidden_size=24,
+            num_layers=1,
+            num_heads=3,
+            intermediate_size=40,
+            max_positions=64,
+        )
+    )
+    model.save_pretrained(narrow)
+    for changes, cure in (({}, "give another"), ({"hidden_weight": 0}, "give another")):
+        with pytest.raises(ValueError, match=rf"^student: its hidden states have 24 .*{cure}"):
+            distill(embedder, TEXTS, tmp_path / "out", student=narrow, **{**QUICK, **changes})
+    teacher = write_task_checkpoint(
+        tmp_path / "classifier", "Bert", HEADS["classification"], num_labels=2
+    )
+    with pytest.raises(ValueError, match=r"^student: .*give hidden_weight=0, or another"):
+        distill(teacher, TEXTS, tmp_path / "out", student=narrow, **QUICK)
+    distill(teacher, TEXTS, tmp_path / "out", student=narrow, hidden_weight=0, **QUICK)
+
+
+def test_another_config_is_another_teacher(tmp_path: Path, embedder: Path) -> None:
+    """The same weights under other attention heads give other states."""
+    distill(embedder, TEXTS, tmp_path / "one", teacher_cache=tmp_path / "cache", **QUICK)
+    config = json.loads((embedder / "config.json").read_text())
+    (embedder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 6}))
+    with pytest.raises(ResumeError, match=r"a teacher's outputs with other settings"):
+        distill(embedder, TEXTS, tmp_path / "two", teacher_cache=tmp_path / "cache", **QUICK)
+
+
 def test_bad_requests(tmp_path: Path, embedder: Path) -> None:
     def fails(kind: type[Exception], message: str, texts: Any = TEXTS, **changes: Any) -> None:
         with pytest.raises(kind, match=message):
@@ -400,6 +519,11 @@ def test_bad_requests(tmp_path: Path, embedder: Path) -> None:
     fails(ValueError, "labels: only the classification objective", labels=LABELS)
     fails(ValueError, "max_length is 2", max_length=2)
     fails(ValueError, "held_out: .*1 different text", ["the same"] * 3)
+    fails(ValueError, "eval_labels: given without eval_texts", eval_labels=[0])
+    fails(ValueError, "text_column: got 'body', but texts is no file", text_column="body")
+    fails(ValueError, r"^teacher_precision: .*fp8", teacher_precision="fp8")
+    fails(ValueError, "^device: nowhere cannot be used here", device="nowhere")
+    fails(UsageError, "teacher_cache: .*is in .*out", teacher_cache=tmp_path / "out" / "cache")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
     fails(UsageError, "out: .*out holds something: choose another name")
@@ -418,6 +542,44 @@ def test_labels_that_are_not_the_teachers(tmp_path: Path) -> None:
     kinds = [names[1], 0, "1", "short"] * 38
     summary = distill(folder, TEXTS, tmp_path / "out", **{**QUICK, "labels": kinds[:150]})
     assert {"accuracy", "agreement", "hard"} <= summary.after.keys()
+
+
+def test_labels_whose_names_are_numbers(tmp_path: Path) -> None:
+    """An int is a label's number, a string its name."""
+    names = {0: "1", 1: "2", 2: "3"}
+    folder = write_task_checkpoint(
+        tmp_path / "teacher", "DistilBert", HEADS["classification"], id2label=names
+    )
+    numbers = [0, 1, 2] * 50
+    for name, labels in (("numbers", numbers), ("names", [names[number] for number in numbers])):
+        distill(folder, TEXTS, tmp_path / name, labels=labels, **QUICK)
+    assert_same_weights(tmp_path / "numbers", tmp_path / "names")
+    with pytest.raises(ValueError, match="labels: 3 of texts, text 0"):
+        distill(folder, TEXTS, tmp_path / "out", labels=[3] * 150, **QUICK)
+
+
+def test_teachers_that_there_is_no_objective_for(tmp_path: Path) -> None:
+    tagger = write_task_checkpoint(tmp_path / "tagger", "Bert", "ForTokenClassification")
+    with pytest.raises(
+        ValueError, match=r"^objective: the teacher is a BertForTokenClassification"
+    ):
+        distill(tagger, TEXTS, tmp_path / "out", **QUICK)
+    assert distill(tagger, TEXTS, tmp_path / "out", objective="embedding", **QUICK).after
+    score = write_task_checkpoint(tmp_path / "score", "Bert", HEADS["classification"], num_labels=1)
+    with pytest.raises(ValueError, match=r"^teacher: its head has one output"):
+        distill(score, TEXTS, tmp_path / "other", **QUICK)
+
+
+def test_errors_in_a_file_name_its_labels(tmp_path: Path) -> None:
+    folder = write_task_checkpoint(tmp_path / "teacher", "Bert", HEADS["classification"])
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"text": "a", "y": 0.5}) + "\n")
+    for column, message in (
+        ("y", "'y' is a JSON number; a label must be a string or an integer"),
+        ("z", r"no key 'z'.* name one with --label-column \(label_column=\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            distill(folder, file, tmp_path / "out", label_column=column, **QUICK)
 
 
 def test_files_with_labels(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def test_every_text_once_an_epoch(
         for piece in step.pieces:
             assert len(piece) == 1 or counts[piece].sum() <= batch_tokens
             assert (np.diff(counts[piece]) >= 0).all()  # equal lengths are neighbours
+    assert plan.epochs == steps[-1].epoch + 1
     for epoch in range(epochs):
         seen = [text for step in steps if step.epoch == epoch for p in step.pieces for text in p]
         assert len(seen) == len({*seen})

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastdistil.distill import batches, losses, student, training
 from fastdistil.distill.corpus import Corpus
 from fastdistil.distill.masking import Masking
-from fastdistil.distill.objectives.base import Objective
+from fastdistil.distill.objectives.base import Objective, teacher_logits
 from fastdistil.distill.objectives.classification import ClassificationObjective
 from fastdistil.distill.objectives.embedding import EmbeddingObjective
 from fastdistil.distill.objectives.mlm import MaskedLMObjective
@@ -235,6 +235,14 @@ def test_pieces_of_a_step_have_the_gradient_of_the_whole(name: str) -> None:
     assert got.keys() == want.keys()
     for key, gradient in got.items():
         torch.testing.assert_close(gradient, want[key], rtol=1e-6, atol=1e-8)
+
+
+def test_the_teachers_head_is_float32_whatever_runs_around_it() -> None:
+    head, states = a_head(23), torch.tensor(random(6, WIDTH)).half()
+    want = head(states.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        got = teacher_logits(head, states)
+    assert torch.equal(got, want)
 
 
 def test_the_masked_lm_objective_by_hand() -> None:

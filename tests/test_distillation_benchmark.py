@@ -18,6 +18,7 @@ from helpers import SOME_ENVIRONMENT
 import fastdistil
 from benchmarks import demo
 from fastdistil.backends.cpu import extension_error
+from fastdistil.text_io import UsageError
 
 transformers = pytest.importorskip("transformers")
 
@@ -106,7 +107,7 @@ def test_classifiers_are_judged_beside_their_teacher(
     part = quick_run[0]["classifier"]
     with_it, alone = (part["ways"][way] for way in (classifier.DISTILLED, classifier.ALONE))
     assert [row["seed"] for row in with_it] == [row["seed"] for row in alone] == [5]
-    assert set(with_it[0]["training"]["after"]) > {"soft", "hard", "hidden", "agreement"}
+    assert set(with_it[0]["training"]["after"]) > {"soft", "hard", "agreement"}
     assert not {"soft", "hidden"} & set(alone[0]["training"]["after"])
     points = 100 * (with_it[0]["accuracy"] - alone[0]["accuracy"])
     assert part["difference"] == pytest.approx(points)
@@ -271,9 +272,23 @@ def test_a_kept_classifier_replaces_the_last_one(tmp_path: Path) -> None:
     for content in ("old", "new"):
         (tmp_path / content).mkdir()
         (tmp_path / content / content).write_text(content)
+        config = json.dumps({"architectures": ["DistilBertForSequenceClassification"]})
+        (tmp_path / content / "config.json").write_text(config)
         classifier.keep(tmp_path / content, tmp_path / "deep" / "kept")
-    assert [file.name for file in (tmp_path / "deep" / "kept").iterdir()] == ["new"]
+    kept = tmp_path / "deep" / "kept"
+    assert sorted(file.name for file in kept.iterdir()) == ["config.json", "new"]
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["kept"]
+
+
+def test_nothing_else_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "student").mkdir()
+    with pytest.raises(UsageError, match=r"--folder: .*mine holds something"):
+        classifier.keep(tmp_path / "student", tmp_path / "mine")
+    with pytest.raises(SystemExit, match=r"distillation: --folder: .*mine holds something"):
+        __main__.main(["--quick", "--folder", str(tmp_path / "mine")])
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
 def some_goals(before: float, after: float, kept: float, loss: float) -> dict[str, Any]:
