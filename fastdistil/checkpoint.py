@@ -22,7 +22,7 @@ from torch import Tensor
 from .config import EncoderConfig, read_hf_config
 
 _ROOT = "embeddings.word_embeddings.weight"
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _HUB_FILES = ["*.json", "vocab.txt", "tokenizer.model", "*/config.json"]
 _SAFETENSORS_FILES = ["model.safetensors", "model-*.safetensors"]
 _PICKLE_FILES = ["pytorch_model.bin", "pytorch_model-*.bin"]
@@ -102,7 +102,7 @@ def resolve_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
         return folder
     if folder.is_file():
         raise FileNotFoundError(f"{path_or_id}: a file; the checkpoint's folder is wanted")
-    if not _HUB_ID.fullmatch(str(path_or_id)):
+    if not HUB_ID.fullmatch(str(path_or_id)):
         raise FileNotFoundError(f"{path_or_id}: no such folder")
     from huggingface_hub import snapshot_download
 

@@ -206,7 +206,7 @@ class Encoder:
         known = None
         if isinstance(texts, Sized):
             texts = list(texts)
-            _check_texts(texts, 0)
+            check_texts(texts, 0)
             known = len(texts)
         chunks = text_chunks(_iterable(texts))
         if known is not None and known < SMALL_INPUT:
@@ -423,13 +423,18 @@ def _iterable(values: Any, name: str = "texts") -> Iterable[Any]:
         ) from None
 
 
-def _check_texts(texts: Sequence[Any], first: int) -> None:
-    """Raises TypeError unless all are strings; `first` is the caller's number of the first."""
+def check_texts(texts: Sequence[Any], first: int, name: str = "texts") -> None:
+    """Raises TypeError unless all are strings.
+
+    Args:
+        first: the caller's number of the first.
+        name: the caller's argument.
+    """
     if {*map(type, texts)} <= {str}:
         return
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"texts[{first + index}] is {type(text).__name__}; a string is wanted")
+            raise TypeError(f"{name}[{first + index}] is {type(text).__name__}; a string is wanted")
 
 
 def text_chunks(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -440,10 +445,10 @@ def text_chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         chunk.append(text)
         characters += len(text) if isinstance(text, str) else 0
         if len(chunk) == _CHUNK_TEXTS or characters >= _CHUNK_CHARACTERS:
-            _check_texts(chunk, first)
+            check_texts(chunk, first)
             yield chunk
             first += len(chunk)
             chunk, characters = [], 0
     if chunk:
-        _check_texts(chunk, first)
+        check_texts(chunk, first)
         yield chunk

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .._version import __version__
+from ..checkpoint import HUB_ID
 from ..config import DISTILBERT_LAYER_NORM_EPS
 from ..progress import duration
 from .settings import Settings, Summary
@@ -123,10 +123,7 @@ def shown_name(given: str) -> str:
 
 def hub_id(given: str) -> str | None:
     """`given` if it is a hub id and no local folder, else None."""
-    name = r"[A-Za-z0-9][\w.-]*"
-    if not Path(given).exists() and re.fullmatch(rf"{name}(/{name})?", given, re.ASCII):
-        return given
-    return None
+    return given if HUB_ID.fullmatch(given) and not Path(given).exists() else None
 
 
 def _front_matter(facts: Facts) -> str:

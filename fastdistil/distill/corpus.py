@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoder import CHUNKS_AHEAD, text_chunks
+from ..encoder import CHUNKS_AHEAD, check_texts, text_chunks
 from ..overlap import overlapped
 from ..text_io import InputError, open_records
 from ..tokenization import TextTokenizer
@@ -112,9 +112,7 @@ def read_texts(
         if value is not None:
             raise ValueError(f"{option}: got {value!r}, but {name} is no file; leave it out")
     texts = list(source)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}[{index}] is {type(text).__name__}; a string is wanted")
+    check_texts(texts, 0, name)
     if not texts:
         raise ValueError(f"{name}: no texts; at least one is wanted")
     if labels is not None and len(labels) != len(texts):

@@ -119,8 +119,7 @@ def train(training: Training, states: StateFile, log: TrainingLog, progress: Pro
     optimizer, names = new_optimizer(student, settings)
     weights = dict(student.named_parameters())
     state = states.load(weights, optimizer, names) or TrainingState(0, 0, 0.0, 0.0)
-    clock = _Clock(training, state)
-    resumed = state.step
+    before, resumed = state, state.step
     log.cut(resumed or -1)  # at the beginning, not even the evaluation of step 0 is kept
     if resumed:
         progress.skip(0, resumed)
@@ -133,7 +132,7 @@ def train(training: Training, states: StateFile, log: TrainingLog, progress: Pro
         tokens += int(row["tokens"])
         last = step.number == total
         evaluated = evaluate(training) if last or step.number % every == 0 else {}
-        state = clock.state(step.number, tokens)
+        state = _so_far(training, before, step.number, tokens)
         progress.update(texts, int(row["tokens"]), step.number, f"loss {row[TOTAL]:.4f}")
         _write(log, row | {"tokens": tokens, "seconds": state.seconds}, evaluated, progress)
         late = time.monotonic() - saved > _MOST_SECONDS_TO_LOSE
@@ -196,8 +195,7 @@ def evaluate(training: Training) -> dict[str, float]:
             sums[name] += total.item()
             counts[name] += training.objective.counts(batch)[name]
     means = {name: total / max(counts[name], 1) for name, total in sums.items()}
-    loss = sum(weight * means[name] for name, weight in training.objective.weights.items())
-    return {"loss": loss, **means}
+    return {TOTAL: _total(training.objective, means), **means}
 
 
 def _take(
@@ -213,7 +211,7 @@ def _take(
     ]
     optimizer.zero_grad(set_to_none=True)
     found = _gradients(training, batches)
-    total = sum(weight * found[name] for name, weight in training.objective.weights.items())
+    total = _total(training.objective, found)
     norm = _clipped(training, optimizer)
     if not math.isfinite(total + norm):
         raise DivergedError(_diverged(step.number, total, found, norm))
@@ -245,6 +243,11 @@ def _gradients(training: Training, batches: list[TrainingBatch]) -> dict[str, fl
         for name, mean in means.items():
             found[name] += mean.item()
     return found
+
+
+def _total(objective: Objective, losses: Mapping[str, float]) -> float:
+    """The weighted sum of the losses."""
+    return sum(weight * losses[name] for name, weight in objective.weights.items())
 
 
 def _counts(objective: Objective, batches: list[TrainingBatch]) -> dict[str, int]:
@@ -295,21 +298,12 @@ def _evaluations(log: TrainingLog) -> tuple[dict[str, float], dict[str, float]]:
     return (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
 
 
-class _Clock:
-    """The time of a run, those of its parts that came before included."""
-
-    def __init__(self, training: Training, before: TrainingState) -> None:
-        self._training = training
-        self._before = before
-
-    def state(self, step: int, tokens: int) -> TrainingState:
-        """How far the run is now."""
-        sources: dict[int, Source] = {
-            id(one): one for one in (self._training.source, self._training.eval_source)
-        }
-        return TrainingState(
-            step,
-            tokens,
-            self._before.seconds + time.monotonic() - self._training.started,
-            self._before.teacher_seconds + sum(one.seconds for one in sources.values()),
-        )
+def _so_far(training: Training, before: TrainingState, step: int, tokens: int) -> TrainingState:
+    """How far the run is now, its parts before this one included."""
+    teachers: dict[int, Source] = {id(one): one for one in (training.source, training.eval_source)}
+    return TrainingState(
+        step,
+        tokens,
+        before.seconds + time.monotonic() - training.started,
+        before.teacher_seconds + sum(one.seconds for one in teachers.values()),
+    )
